@@ -1,0 +1,100 @@
+"""The flow `augment`: from the folder of images to the verdict, one task per DVC stage, in the order of dvc.yaml.
+
+DVC decides what has to run and keeps what came out; a task therefore has no cache and no persisted result of its own.
+Stages run one after the other in the flow's own thread: each uses the whole machine, and a signal to the flow reaches
+the stage that runs. No server is needed: without PREFECT_API_URL Prefect starts a temporary one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
+
+from flows import dvc
+
+METRICS = ("balanced_accuracy", "tail_recall")
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def reproduce(project: Path, stage: str, *, force: bool = False) -> dvc.Outcome | State[Any]:
+    """Bring one DVC stage up to date: ran | cached | skipped, or a Failed state whose message is the stage's last lines.
+
+    The state is returned and not raised: a traceback through Prefect would bury those lines.
+    """
+    log = get_run_logger()
+    try:
+        outcome = dvc.reproduce(project, stage, force=force, log=log.info)
+    except dvc.StageFailed as failed:
+        return Failed(message=str(failed), data=failed.exit_status)
+    log.info("%s: %s", stage, outcome)
+    return outcome
+
+
+@flow(name="augment", persist_result=False, validate_parameters=False)
+def augment(project: Path, force: Sequence[str] = ()) -> dict[str, dvc.Outcome] | State[Any]:
+    """Reproduce every stage of the project in the folder `project`; those named in `force` even if nothing changed.
+
+    Returns each stage's outcome and leaves two artifacts, `arms` and `verdict`; or, after a stage failed, a Failed state with
+    that stage's message and exit status. Raises dvc.DvcError.
+    """
+    outcomes: dict[str, dvc.Outcome] = {}
+    stages = dvc.stages(project)
+    for path in dvc.sweep(project, stages):
+        get_run_logger().info("removed %s, which no stage makes any more", path)
+    for stage in stages:
+        state = reproduce(project, stage, force=stage in force, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message, data=state.result(raise_on_failure=False))
+        outcomes[stage] = cast(dvc.Outcome, state.result())
+    publish(project)
+    return outcomes
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def publish(project: Path) -> None:
+    """Show metrics.json in Prefect: the arms as a table, the verdict as text."""
+    metrics: dict[str, Any] = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
+    rows = [{"arm": arm, **{m: interval(values.get(m)) for m in METRICS}} for arm, values in metrics["arms"].items()]
+    create_table_artifact(rows, key="arms", description="Each arm on the real test set")
+    gains = "\n".join(f"- {name}: {interval(value, sign=True)}" for name, value in metrics["gain"].items())
+    report = (project / "report" / "index.html").absolute()
+    create_markdown_artifact(
+        f"# {metrics['verdict']}\n\nGain over {metrics['best_real_arm']}:\n\n{gains}\n\nReport: {report}\n", key="verdict"
+    )
+
+
+def interval(value: dict[str, float] | None, *, sign: bool = False) -> str:
+    """`0.912 [0.890, 0.931]`, with signs where `sign`; empty for None."""
+    if value is None:
+        return ""
+    form = "{:+.3f}" if sign else "{:.3f}"
+    return "{} [{}, {}]".format(*(form.format(value[k]) for k in ("estimate", "low", "high")))
+
+
+def main(project: Path, force: Sequence[str]) -> int:
+    """Run the flow; returns the failed stage's exit status, 1 for another failure."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_worth_reading)
+    state = augment(project, force, return_state=True)
+    if state.is_completed():
+        return 0
+    status = state.result(raise_on_failure=False) if state.is_failed() else 1
+    return status if isinstance(status, int) else 1
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """What the stages print, and warnings; not the states of tasks. Prefect's own record keeps all of it."""
+    return record.module in ("augment", "dvc") or (record.levelno >= logging.WARNING and record.name != "prefect.task_runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path.cwd(), sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""The only caller of DVC: each command is a process, since DVC locks, prints and stops per process.
+
+    stages      names in the order of dvc.yaml, which is topological (tests/test_dvc.py)
+    changed     whether anything would run
+    sweep       results of stages that are no more
+    reproduce   one stage: ran | cached | skipped
+
+`--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
+another command holds the lock at its end.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import yaml
+
+Outcome = Literal["ran", "cached", "skipped"]
+
+GRACE = 20.0  # seconds a stage has to leave after SIGTERM
+PROGRESS_EVERY = 5.0  # seconds between two states of one progress bar in the log
+
+_OUTCOMES: dict[Outcome, re.Pattern[str]] = {
+    "skipped": re.compile(r"^(Stage )?'[^']+' didn't change, skipping"),
+    "cached": re.compile(r"^Stage '[^']+' is cached - skipping run"),
+}
+_COMMAND = re.compile(r"^> ")  # DVC echoes the command; what follows is the stage's own
+_STATUS = re.compile(r"^ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
+_CHATTER = re.compile(
+    r"^(To track the changes with git|\tgit add|To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
+    r"|Updating lock file|Generating lock file|Data and pipelines are up to date|$)"
+)
+
+
+class DvcError(RuntimeError):
+    """DVC itself refused; the message is its own."""
+
+
+class StageFailed(RuntimeError):
+    """A stage failed; the message carries its own last lines. `exit_status` is the stage's."""
+
+    def __init__(self, stage: str, exit_status: int, lines: Sequence[str]) -> None:
+        super().__init__(stage, exit_status, lines)
+        self.stage, self.exit_status, self.lines = stage, exit_status, tuple(lines)
+
+    def __str__(self) -> str:
+        return "\n".join([f"stage {self.stage} failed with exit status {self.exit_status}:", *self.lines])
+
+
+def environment() -> dict[str, str]:
+    """The environment of every child: this interpreter first on PATH, output unbuffered, no telemetry."""
+    here = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": here + os.pathsep + os.environ.get("PATH", os.defpath),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(task_run_name)s | %(message)s",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@contextmanager
+def supervised(command: Sequence[str], *, cwd: Path, output: int | IO[Any], grace: float) -> Iterator[subprocess.Popen[bytes]]:
+    """`command` under flows/supervisor.py; leaving the block early, by any exception, stops it and waits for its end."""
+    supervisor = [sys.executable, "-I", str(Path(__file__).with_name("supervisor.py")), str(grace)]
+    process = subprocess.Popen(
+        [*supervisor, *command], cwd=cwd, env=environment(), start_new_session=True,
+        stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+        process.wait()
+    finally:
+        process.terminate()  # does nothing once it has been waited for
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+
+def stages(project: Path) -> list[str]:
+    """Names of all stages in the order of dvc.yaml. Raises DvcError."""
+    return _ask(project, "stage", "list", "--name-only").split()
+
+
+def changed(project: Path) -> bool:
+    """Whether a stage would run. Raises DvcError."""
+    return _ask(project, "status", "--json").strip() != "{}"
+
+
+def sweep(project: Path, stages: Sequence[str]) -> list[str]:
+    """Remove the results of stages that dvc.yaml has no more (a family that was dropped), so that none that reads the folder
+    above them takes them in; the cache keeps them. Returns their paths."""
+    lock = project / "dvc.lock"
+    recorded = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+    outs = {name: [out["path"] for out in entry.get("outs", [])] for name, entry in recorded.items()}
+    kept = {path for name in stages for path in outs.get(name, [])}
+    gone = [path for name, paths in outs.items() if name not in stages for path in paths if path not in kept]
+    found = [
+        path for path in gone if (project / path).exists() and (project / path).resolve().is_relative_to(project.resolve())
+    ]
+    for path in found:
+        if (project / path).is_dir():
+            shutil.rmtree(project / path)
+        else:
+            (project / path).unlink()
+    return found
+
+
+def reproduce(project: Path, stage: str, *, force: bool = False, log: Callable[[str], object] = print) -> Outcome:
+    """Bring one stage up to date. `log` gets its output line by line, as it comes. Raises StageFailed.
+
+    An exception raised meanwhile in this thread (a signal's, a cancellation's) stops the stage before it passes on.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    outcome: Outcome = "ran"
+    own: deque[str] | None = None
+    last: deque[str] = deque(maxlen=20)
+    status = 1
+    with supervised(command, cwd=project, output=subprocess.PIPE, grace=GRACE) as process:
+        assert process.stdout is not None
+        for line in _lines(process.stdout):
+            outcome = next((name for name, pattern in _OUTCOMES.items() if pattern.match(line)), outcome)
+            if failed := _STATUS.match(line):
+                status = int(failed[1])
+            elif _COMMAND.match(line) and own is None:
+                own = deque(maxlen=20)
+            elif not _CHATTER.match(line):
+                (last if own is None else own).append(line)
+                log(line)
+    if process.returncode:
+        raise StageFailed(stage, status, own or last)
+    return outcome
+
+
+def _ask(project: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=project, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise DvcError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or f"dvc {' '.join(arguments)} failed")
+    return done.stdout
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come. A state of a progress bar (ended by a carriage return) is a line every PROGRESS_EVERY seconds."""
+    shown = 0.0
+    with io.TextIOWrapper(cast(io.BufferedReader, stream), encoding="utf-8", errors="replace", newline="") as text:
+        for raw in text:
+            line = raw.rstrip("\r\n")
+            if raw.endswith("\n"):
+                yield line
+            elif line and time.monotonic() - shown >= PROGRESS_EVERY:
+                shown = time.monotonic()
+                yield line

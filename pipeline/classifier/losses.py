@@ -1,0 +1,17 @@
+"""The one loss of the classifiers: cross-entropy of adjusted logits against weighted, perhaps soft, targets.
+
+    l(z, t) = - sum_y t_y log softmax(z + o)_y,     t = w y
+
+With o_y = tau log pi_y this is the logit-adjusted loss (Menon et al., 2021, eq. 10); with o = 0, plain cross-entropy. A row's
+weight and a mixed pair (Zhang et al., 2018) are both in t, whose sum need not be one.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adjusted_cross_entropy(logits: Tensor, targets: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """Mean of l over the batch divided by `scale`, the mean weight of a drawn row. logits, targets (n, k); offset (k,)."""
+    return F.cross_entropy(logits.float() + offset, targets) / scale

@@ -1,0 +1,178 @@
+"""params.yaml, section by section: frozen models, unknown keys refused, no default hidden in Python.
+
+A generator family's own section is described beside its mathematics, in pipeline/generators/<family>.py; here only the
+names of the families are known, so that a family's settings are that family's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+FAMILIES = ("naive", "flow_matching", "external")
+REAL_ARMS = ("real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup")
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml. Frozen; unknown keys and mistyped values are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    source: Literal["digits", "folder", "table", "idx", "torchvision"]
+    path: str
+    name: str
+    table: str
+    groups: str
+    image_size: Annotated[int, Field(ge=4, le=1024)]
+    channels: Literal[1, 3]
+    resize: Literal["pad", "crop", "stretch"]
+    flips: Literal["none", "horizontal", "both"]
+
+
+class Split(Section):
+    val: Annotated[float, Field(gt=0.0, lt=1.0)]
+    test: Annotated[float, Field(gt=0.0, lt=1.0)]
+    near_duplicate_levels: Annotated[float, Field(ge=0.0, le=255.0)]
+    on_identical: Literal["error", "drop"]
+
+
+class Scarcity(Section):
+    kind: Literal["as_is", "long_tail", "counts", "ids"]
+    ratio: Annotated[float, Field(ge=1.0)]
+    largest: Count
+    counts: Mapping[str, Annotated[int, Field(ge=0)]]
+    ids: str
+    dropped: Literal["test", "discard"]
+
+
+class Sample(Section):
+    fill_to: Annotated[int, Field(ge=0)]
+    surplus: Annotated[float, Field(ge=1.0)]
+    shard_images: Count
+
+
+class Judges(Section):
+    folds: Annotated[int, Field(ge=2)]
+    steps: Count
+    batch_images: Count
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+    lr: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Validate(Section):
+    agreement: Share
+    copy_quantile: Share
+    copy_slack: Annotated[float, Field(ge=0.0)]
+    outlier_quantile: Share
+    outlier_slack: Annotated[float, Field(ge=0.0)]
+    shrinkage: Annotated[float, Field(gt=0.0)]
+    blank_std: Annotated[float, Field(ge=0.0)]
+    largest_share: Share
+    neighbours: Count
+    bootstrap: Count
+
+
+class Classifier(Section):
+    network: Literal["auto", "small", "resnet18"]
+    width: Count
+    steps: Count
+    batch_images: Count
+    lr: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    augment: Literal["affine", "flip_affine", "trivial"]
+    mixup_alpha: Annotated[float, Field(gt=0.0)]
+    tau: Annotated[float, Field(ge=0.0)]
+
+
+class Arms(Section):
+    seeds: Annotated[int, Field(ge=1)]
+    selection_seeds: Annotated[int, Field(ge=1)]
+    real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1)]  # type: ignore[valid-type]
+    doses: Annotated[list[Share], Field(min_length=1)]
+    weights: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
+
+
+class Evaluate(Section):
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
+    bootstrap: Annotated[int, Field(ge=100)]
+    tail: Share
+
+
+class Params(Section):
+    """The whole of params.yaml. `families` holds each family's raw section."""
+
+    seed: Annotated[int, Field(ge=0)]
+    data: Data
+    split: Split
+    scarcity: Scarcity
+    generators: Annotated[list[Literal[FAMILIES]], Field(min_length=1)]  # type: ignore[valid-type]
+    sample: Sample
+    judges: Judges
+    validate_: Annotated[Validate, Field(alias="validate")]
+    classifier: Classifier
+    arms: Arms
+    evaluate: Evaluate
+    families: Mapping[str, Mapping[str, Any]]
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(model: type[S], values: object, where: str) -> S:
+    """`values` as `model`; raises ConfigError that names the key, its value and what was expected."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"params.yaml: unknown parameter {place}", remedy=_nearest(model, first["loc"])) from None
+        if first["type"] == "missing":
+            raise ConfigError(f"params.yaml: {place} is missing", remedy=f"add {place} to params.yaml") from None
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(
+            f"params.yaml: {place}={first['input']!r}", expected=expected, remedy=f"change {place} in params.yaml"
+        ) from None
+
+
+def read(path: Path = Path("params.yaml")) -> Params:
+    """The settings in `path`, whole and checked. Raises ConfigError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path.absolute()} does not exist", expected="a project folder", remedy="run `tailforge init PATH --data FOLDER`"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", expected="YAML", remedy=f"mend {path}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {type(values).__name__}", expected="sections of settings", remedy=f"mend {path}")
+    families = {name: values.pop(name) for name in FAMILIES if name in values}
+    for name in values.get("generators") or ():
+        if name in FAMILIES and name not in families:
+            raise ConfigError(f"params.yaml: section {name} is missing", remedy=f"add the section {name} to params.yaml")
+    return parse(Params, {**values, "families": families}, "")
+
+
+def _nearest(model: type[Section], location: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    kind: Any = model
+    for part in location[:-1]:
+        field = getattr(kind, "model_fields", {}).get(str(part))
+        kind = field.annotation if field else None
+    close = get_close_matches(str(location[-1]), list(getattr(kind, "model_fields", {})), n=1)
+    return f"did you mean {close[0]}?" if close else "remove it from params.yaml"

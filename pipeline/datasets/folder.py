@@ -1,0 +1,78 @@
+"""Class folders, with or without train, val and test above them.
+
+    path/CLASS/…/image.jpg      or      path/train/CLASS/…/image.jpg, path/test/CLASS/…
+
+Names decide the order of rows. Hidden files and READMEs are passed over, every other file is a row (one that is no image
+is set aside with its reason). Links are not followed out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL.Image import Image
+
+from pipeline.config import Data
+from pipeline.datasets.decode import Unreadable, opener
+from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
+from pipeline.errors import DataError
+
+
+def rows(data: Data) -> Iterator[Row]:
+    """The images under data.path. Raises DataError where there are none or a class folder is empty."""
+    return walk(Path(data.path), "data.path")
+
+
+def walk(root: Path, key: str) -> Iterator[Row]:
+    """The images of the class folders under `root`, which params.yaml calls `key`."""
+    top = _folders(existing_folder(root, key))
+    names = [folder.name.lower() for folder in top]
+    classes: list[tuple[str | None, Path]]
+    if "train" in names and set(names) <= set(SPLITS):
+        classes = [(SPLITS[part.name.lower()], folder) for part in top for folder in _folders(part)]
+    else:
+        classes = [(None, folder) for folder in top]
+    if not classes:
+        raise DataError(
+            f"{key}={str(root)!r} holds no class folders",
+            expected="a folder of images for each class, with or without train and test above them",
+            remedy=f"sort the images into folders named after their classes, or set {key}",
+        )
+    for split, folder in classes:
+        empty = True
+        for file in _files(folder):
+            empty = False
+            relative = file.relative_to(root)
+            yield Row(text(relative), text(file.stem), text(folder.name), _reader(file, root), split)
+        if empty:
+            raise DataError(
+                f"class folder {text(folder)!r} is empty",
+                expected="at least two images",
+                remedy="add images or remove the folder",
+            )
+
+
+def _folders(parent: Path) -> list[Path]:
+    found = sorted(entry.name for entry in os.scandir(parent) if not entry.name.startswith(".") and entry.is_dir())
+    for name in found:
+        if (parent / name).is_symlink():
+            raise DataError(f"{text(parent / name)!r} is a link", expected="a folder", remedy="put the folder itself there")
+    return [parent / name for name in found]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).stem.upper() != "README":
+                yield Path(place, name)
+
+
+def _reader(file: Path, root: Path) -> Callable[[], Image]:
+    return opener(file) if not file.is_symlink() or inside(file, root) else _refuse
+
+
+def _refuse() -> Image:
+    raise Unreadable("a link out of the folder")

@@ -1,0 +1,75 @@
+"""Row: an image as a source names it, before anything is decoded or decided.
+
+A source is a module of this folder with `rows(data) -> Iterator[Row]`: it lists its rows in an order that depends on
+their names alone, and reads no image until `read` is called, so that a million rows cost no memory.
+
+    digits        scikit-learn's 1,797 handwritten digits
+    folder        class folders, with or without train, val and test above them
+    table         CSV or Parquet with the columns path, label and optionally group, split
+    idx           the MNIST family, compressed or not
+    torchvision   a classification set of torchvision.datasets
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from PIL.Image import Image
+
+from pipeline.config import Data
+from pipeline.errors import DataError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+FORMATS = "PNG, JPEG, TIFF, BMP or WebP"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image. `path` is unique in its source and is what a user is shown; `name` is its short name (the file's stem,
+    the index in an official set), by which lists of ids and groups may call it."""
+
+    path: str
+    name: str
+    label: str
+    read: Callable[[], Image]
+    split: str | None = None  # train | val | test where the data bring a split of their own
+    group: str | None = None
+    sources: tuple[str, ...] | None = None  # external images: the train rows they came from, where known
+
+
+def rows(data: Data) -> Iterator[Row]:
+    """The rows of the source that `data` names. Raises DataError where folder, table or files do not fit."""
+    found: Iterator[Row] = import_module(f"pipeline.datasets.{data.source}").rows(data)
+    return found
+
+
+def existing_folder(path: Path, key: str) -> Path:
+    """`path`, or DataError where it is no folder; `key` is its name in params.yaml."""
+    if not path.is_dir():
+        raise DataError(
+            f"{key}={str(path)!r} {'is a file' if path.exists() else 'does not exist'}",
+            expected="a folder",
+            remedy=f"set {key} in params.yaml",
+        )
+    return path
+
+
+def text(name: str | bytes | os.PathLike[str]) -> str:
+    """A file's name as text that can be stored: bytes that are not UTF-8 stand as backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def inside(file: Path, root: Path) -> bool:
+    """Whether `file`, links followed, lies in the folder `root`."""
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root))
+
+
+def natural(labels: list[str]) -> list[str]:
+    """Labels in order: as numbers where all are numbers, else by name."""
+    if all(label.isascii() and label.isdigit() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)

@@ -1,0 +1,220 @@
+"""From trained runs and test rows to numbers: per arm the metrics with intervals, the gains and the verdict.
+
+The rival of `synthetic` is the arm that sees real images alone with the highest validation score, `replay` included: the
+stronger the rival, the more a gain says. Of several generators the primary one is that whose `synthetic` is best on
+validation; those with pretrained weights stand apart, since they may have seen the test images, and are primary only where
+there is no other. Nothing is chosen by test rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.classifier import train as classifier
+from pipeline.classifier.selection import read_choice
+from pipeline.config import Params
+from pipeline.evaluation import reference
+from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
+from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.verdict import strata, verdict
+from pipeline.generators import registry
+from pipeline.manifest import Manifest
+
+PER_CLASS = ("recall", "auroc", "average_precision")
+MIN_SEEDS = 5
+MIN_GROUPS = 10
+PRETRAINED = "pretrained: it may have seen the test images, so its gain stands apart from the others"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One arm: `metrics` float64 (R + 1, S) by name, `per_class` (R + 1, S, k) by name."""
+
+    metrics: Mapping[str, np.ndarray]
+    per_class: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stage writes: metrics.json, the rows of gains.csv, details.json."""
+
+    metrics: dict[str, Any]
+    gains: list[tuple[str, str, Interval]]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What validation chose: the primary family, and each family's rival of `synthetic`."""
+
+    real: Mapping[str, Any]
+    families: Mapping[str, Mapping[str, Any]]
+    primary: str
+    rivals: Mapping[str, str]
+
+    @classmethod
+    def read(cls, runs: Path, families: Sequence[str]) -> Choices:
+        """From choice.json of the real-only runs and of each family. Raises DataError where one is missing."""
+        real, chosen = read_choice(runs / "real"), {name: read_choice(runs / name) for name in families}
+        rivals = {}
+        for name, choice in chosen.items():
+            rows = {**real["validation"], "replay": choice["validation"]["replay"]}
+            rivals[name] = max(rows, key=lambda arm: rows[arm]["mean"])
+
+        def rank(name: str) -> tuple[bool, float]:
+            return not registry.family(name).traits.pretrained, chosen[name]["validation"]["synthetic"]["mean"]
+
+        return cls(real, chosen, max(chosen, key=rank), rivals)
+
+    def folder(self, runs: Path, family: str, arm: str) -> Path:
+        """Where the weights of `arm` lie."""
+        return runs / ("real" if arm in self.real["validation"] else family) / arm
+
+
+def score(predictions: Predictions, resamples: Resamples, groups: Mapping[str, np.ndarray]) -> Scored:
+    """Every metric of one arm under every resample; `groups` are the strata."""
+    raw = predictions.metrics(resamples.weights)
+    present = predictions.present
+    recall = raw["recall"]
+    # A class may be absent from a resample where it shares all its groups with rarer ones: the mean is over the rest.
+    metrics = {"balanced_accuracy": np.nanmean(recall[:, :, present], 2), "macro_f1": np.nanmean(raw["f1"][:, :, present], 2)}
+    for name, members in groups.items():
+        held = np.intersect1d(members, present)
+        if len(held):
+            metrics[f"{name}_recall"] = np.nanmean(recall[:, :, held], 2)
+    for name in ("auroc", "average_precision"):
+        metrics[name] = np.nanmean(raw[name][:, :, present], 2)
+    return Scored({**metrics, "calibration_error": raw["calibration_error"]}, {name: raw[name] for name in PER_CLASS})
+
+
+def predictions(folder: Path, seeds: int, images: Tensor, targets: np.ndarray) -> Predictions:
+    """One arm's predictions of all seeds."""
+    networks = [classifier.load(folder / f"{i}.safetensors") for i in range(seeds)]
+    return Predictions(np.stack([classifier.predict(network, images) for network in networks]), targets)
+
+
+def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, test: Manifest) -> Results:
+    """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
+    settings, seeds = params.evaluate, params.arms.seeds
+    choices = Choices.read(runs, params.generators)
+    primary, rival = choices.primary, choices.rivals[choices.primary]
+    images, targets = test.images(), test.targets(classes).numpy()
+    counts = train.counts(classes)
+    members = strata(counts.tolist(), settings.tail)
+    resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
+
+    wanted = [(primary, arm) for arm in [*choices.real["validation"], *choices.families[primary]["validation"]]]
+    wanted += [(f, arm) for f in choices.families if f != primary for arm in dict.fromkeys([choices.rivals[f], "synthetic"])]
+    unique = {key: choices.folder(runs, *key) for key in wanted}
+    predicted = {folder: predictions(folder, seeds, images, targets) for folder in dict.fromkeys(unique.values())}
+    plain = reference.probabilities(train, classes, images, params.seed)
+    references = {name: Predictions(p, targets) for name, p in plain.items()}
+    with ThreadPoolExecutor() as pool:
+        everything = [*predicted.values(), *references.values()]
+        done = list(pool.map(lambda p: score(p, resamples, members), everything))
+    scored = dict(zip([*predicted, *references], done, strict=True))
+    arms = {arm: scored[unique[primary, arm]] for family, arm in wanted if family == primary}
+
+    def read(values: np.ndarray) -> Interval:
+        return interval(
+            values,
+            resamples.seeds[:, : values.shape[1]] if values.shape[1] > 1 else np.ones((len(values), 1)),
+            settings.confidence,
+        )
+
+    def gain(arm: Scored, over: Scored) -> dict[str, Interval]:
+        return {name: read(arm.metrics[name] - over.metrics[name]) for name in arm.metrics}
+
+    def table(one: Scored) -> dict[str, Any]:
+        return {name: read(values).json() for name, values in one.metrics.items()}
+
+    gains = {name: gain(arm, arms[rival]) for name, arm in arms.items() if name != rival}
+    generators = {}
+    for family in choices.families:
+        over = gain(scored[unique[family, "synthetic"]], scored[unique[family, choices.rivals[family]]])
+        generators[family] = {
+            "verdict": verdict(over["balanced_accuracy"]),
+            "gain": {name: value.json() for name, value in over.items()},
+            "best_real_arm": choices.rivals[family],
+            "pretrained": registry.family(family).traits.pretrained,
+        }
+    metrics = {
+        "verdict": generators[primary]["verdict"],
+        "gain": generators[primary]["gain"],
+        "best_real_arm": rival,
+        "generator": primary,
+        "generators": generators,
+        "arms": {name: table(arm) for name, arm in arms.items()},
+        "reference": {name: table(scored[name]) for name in references},
+    }
+    present = np.unique(targets)
+    per_class = {
+        metric: {name: {classes[c]: read(arm.per_class[metric][:, :, c]).json() for c in present} for name, arm in arms.items()}
+        for metric in PER_CLASS
+    }
+    details = {
+        "classes": classes,
+        "train_counts": dict(zip(classes, counts.tolist(), strict=True)),
+        "test_counts": dict(zip(classes, test.counts(classes).tolist(), strict=True)),
+        "strata": {name: [classes[c] for c in ids] for name, ids in members.items()},
+        **per_class,
+        "choice": _choice(choices),
+        "seeds": seeds,
+        "confidence": settings.confidence,
+        "warnings": _warnings(params, classes, counts, test, choices, metrics),
+        "settings": params.model_dump(mode="json", by_alias=True),
+    }
+    return Results(metrics, [(arm, name, value) for arm, rows in gains.items() for name, value in rows.items()], details)
+
+
+def _choice(choices: Choices) -> dict[str, Any]:
+    family = choices.families[choices.primary]
+    validation = {**choices.real["validation"], **family["validation"]}
+    return {
+        "best_real_arm": choices.rivals[choices.primary],
+        "recipe": family["best_real_arm"],
+        "validation": {arm: row["mean"] for arm, row in validation.items()},
+        **{name: family[name] for name in ("dose", "weight", "grid")},
+    }
+
+
+def _warnings(
+    params: Params, classes: list[str], counts: np.ndarray, test: Manifest, choices: Choices, metrics: Mapping[str, Any]
+) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    family, out = choices.families[choices.primary], []
+    if params.arms.seeds < MIN_SEEDS:
+        out.append(f"{params.arms.seeds} seeds: fewer than {MIN_SEEDS} say little, seeds alone move results by points")
+    labels, groups = test.column("label"), test.column("group")
+    for name in classes:
+        n = len(np.unique(groups[labels == name]))
+        if n < MIN_GROUPS:
+            out.append(f"class {name} has {n} independent test groups: its recall, and so the verdict, rests on few")
+    if len(set(counts.tolist())) == 1:
+        out.append("all classes have the same number of train images: head, middle and tail are not told apart")
+    if family["dose"] == 0:
+        out.append(
+            "validation chose dose 0: no synthetic images were used, and `synthetic` is the best real-only recipe itself"
+        )
+    if missing := [classes[c] for c in family["missing"]["short"]]:
+        out.append(f"too few accepted images to fill {', '.join(missing)}")
+    if missing := [classes[c] for c in family["missing"]["none"]]:
+        out.append(f"no accepted image of {', '.join(missing)}, so that synthetic_only cannot know them")
+    for name in choices.families:
+        traits = registry.family(name).traits
+        if traits.pretrained:
+            out.append(f"{name} is {PRETRAINED}")
+        elif not traits.sources_known:
+            out.append(f"{name}: nobody can say whether test images took part in making its images")
+    best = metrics["arms"][metrics["best_real_arm"]]["balanced_accuracy"]["estimate"]
+    for name, row in metrics["reference"].items():
+        if row["balanced_accuracy"]["estimate"] > best:
+            out.append(f"{name} beats the best real-only arm: the classifier is not tuned to these data")
+    return out

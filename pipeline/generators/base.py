@@ -1,0 +1,71 @@
+"""The contract of every family of generative models: p(x | y) for images x and classes y.
+
+    fit     learns from train images and their classes
+    sample  one image per (label, seed): a function of the weights, the label and its own seed, whatever the batch
+    save    weights in safetensors with the settings in their metadata; never pickle
+    load    the same model again
+
+tests/contracts runs one suite over all families, chosen by their traits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+
+from torch import Tensor
+
+from pipeline.config import Section
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a family can do. density: explicit | approximate | implicit; likelihood: exact | bound | none."""
+
+    density: Literal["explicit", "approximate", "implicit"]
+    likelihood: Literal["exact", "bound", "none"]
+    conditional: bool = True
+    pretrained: bool = False
+    sources_known: bool = True
+
+
+class GenerativeModel(ABC):
+    """A class-conditional generative model. Images are float32 (n, c, h, w) in [-1, 1], labels int64 (n,)."""
+
+    traits: ClassVar[Traits]
+    Config: ClassVar[type[Section]]
+
+    @abstractmethod
+    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+        """`config` is the family's section of params.yaml; `shape` is (c, h, w)."""
+
+    @abstractmethod
+    def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
+        """Learn from train images. `folder` keeps checkpoints: a fit that is killed goes on there, to the same weights.
+
+        Raises Diverged where the loss becomes non-finite.
+        """
+
+    @abstractmethod
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """float32 images (n, c, h, w) in [-1, 1], one per label and seed."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors into `folder`."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """The model that `save` wrote. Raises DataError where the file is torn or of another family."""
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    """A model with a density, or a lower bound of one (`traits.likelihood` says which)."""
+
+    def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p(x | y) in nats (n,), density with respect to x in [-1, 1]^(c h w)."""

@@ -1,0 +1,70 @@
+"""Images that were made elsewhere: renders, another tool, a colleague's model.
+
+No density and no fit: the `model` is the set of images itself, and the image of (label, seed) is number seed mod n_label of that
+label's images, in the order in which they were read. They are judged and evaluated like any others; where their sources are
+unknown, nobody can say whether test images took part in making them, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from pipeline import weights
+from pipeline.config import Section
+from pipeline.errors import DataError
+from pipeline.generators.base import GenerativeModel, Traits
+from pipeline.images import to_float, to_uint8
+
+NAME = "external"
+
+
+class Config(Section):
+    """The section `external` of params.yaml."""
+
+    path: str
+
+
+class Model(GenerativeModel):
+    """A finite set of labelled images from outside."""
+
+    traits = Traits(density="implicit", likelihood="none", sources_known=False)
+    Config = Config
+
+    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+        self.shape, self.n_classes = shape, n_classes
+        self.images, self.labels = torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+    def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
+        """Keep the images that came from outside (not train images) with their labels."""
+        self.images, self.labels = to_uint8(images), labels.clone()
+        return self
+
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        out = torch.empty(len(labels), *self.shape)
+        wanted = torch.tensor(list(seeds), dtype=torch.int64)
+        for label in set(labels.tolist()):
+            own = (self.labels == label).nonzero().squeeze(1)
+            if not len(own):
+                raise DataError(f"class number {label} has no external images", expected="at least one")
+            rows = labels == label
+            out[rows] = to_float(self.images[own[wanted[rows] % len(own)]])
+        return out
+
+    def save(self, folder: Path) -> None:
+        card = {"family": NAME, "shape": self.shape, "n_classes": self.n_classes}
+        weights.save(folder / "model.safetensors", {"images": self.images, "labels": self.labels}, card)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        tensors, card = weights.load(folder / "model.safetensors")
+        if card.get("family") != NAME:
+            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=NAME)
+        shape = (int(card["shape"][0]), int(card["shape"][1]), int(card["shape"][2]))
+        model = cls(Config(path=""), shape=shape, n_classes=int(card["n_classes"]))
+        model.images, model.labels = tensors["images"], tensors["labels"]
+        return model

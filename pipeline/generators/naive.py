@@ -1,0 +1,141 @@
+"""Naive models: a Gaussian, or a kernel density, for each class. The control that every other family must beat.
+
+All in the plane of the first d principal components V of the train images (m their mean), isotropic noise around it:
+
+    x = m + V z + r,    r ~ N(0, s^2 (I - V V^T)),   s^2 the mean of the left-out eigenvalues   (Tipping & Bishop, 1999)
+    gaussian   z | y ~ N(mu_y, S_y),   S_y = (1 - a) cov_y + a pooled,   a at least `shrinkage`, nearer 1 for fewer images
+    kernel     z | y ~ (1 / n_y) sum_i N(z_i, b^2 pooled)                 (Parzen, 1962)
+
+Both densities are exact: log p(x | y) = log p(z | y) + log N(r; 0, s^2) with z = V^T (x - m), and integrate to one.
+a = shrinkage + (1 - shrinkage) d / (d + n_y) is the weight of a prior worth d observations (Friedman, 1989, regularised
+discriminant analysis).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline import weights
+from pipeline.config import Count, Section, Share, parse
+from pipeline.errors import DataError
+from pipeline.generators.base import GenerativeModel, Traits
+from pipeline.seeds import noise
+
+NAME = "naive"
+FLOOR = 1e-4  # least standard deviation, in units of [-1, 1]: constant pixels keep a density
+
+
+class Config(Section):
+    """The section `naive` of params.yaml."""
+
+    kind: Literal["gaussian", "kernel"]
+    components: Count
+    shrinkage: Share
+    bandwidth: Annotated[float, Field(gt=0.0)]
+
+
+class Model(GenerativeModel):
+    """Class-conditional Gaussian with shrinkage, or kernel density."""
+
+    traits = Traits(density="explicit", likelihood="exact")
+    Config = Config
+
+    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+        assert isinstance(config, Config)  # noqa: S101 - a fault of ours, not of the user
+        self.config, self.shape, self.n_classes = config, shape, n_classes
+        self.state: dict[str, Tensor] = {}
+
+    def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
+        x = images.flatten(1).double()
+        n, dim = x.shape
+        mean = x.mean(0)
+        _, singular, basis = torch.linalg.svd(x - mean, full_matrices=False)
+        d = min(self.config.components, dim, max(1, n - 1))
+        basis = basis[:d].mT.contiguous()
+        left = singular[d:].square().sum() / max(1, (n - 1) * (dim - d))
+        z = (x - mean) @ basis
+        classes = range(self.n_classes)
+        means = torch.stack([z[labels == c].mean(0) if bool((labels == c).any()) else torch.zeros(d).double() for c in classes])
+        centred = z - means[labels]
+        pooled = centred.mT @ centred / max(1, n - self.n_classes) + FLOOR**2 * torch.eye(d).double()
+        factors = []
+        for c in classes:
+            own = centred[labels == c]
+            least = self.config.shrinkage
+            a = least + (1 - least) * d / (d + len(own))
+            factors.append(torch.linalg.cholesky((1 - a) * own.mT @ own / max(1, len(own) - 1) + a * pooled))
+        self.state = {
+            "mean": mean, "basis": basis, "residual": left.sqrt().clamp(min=FLOOR), "means": means,
+            "factors": torch.stack(factors), "points": z, "labels": labels.clone(),
+            "kernel": self.config.bandwidth * torch.linalg.cholesky(pooled),
+        }  # fmt: skip
+        return self
+
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        state, d = self.state, self.state["basis"].shape[1]
+        drawn = noise(seeds, (1 + d + len(state["mean"]),)).double()
+        if self.config.kind == "gaussian":
+            z = state["means"][labels] + torch.einsum("nij,nj->ni", state["factors"][labels], drawn[:, 1 : d + 1])
+        else:
+            uniform = 0.5 * (1 + torch.erf(drawn[:, 0] / math.sqrt(2)))
+            z = self._centres(labels, uniform) + drawn[:, 1 : d + 1] @ state["kernel"].mT
+        off = drawn[:, d + 1 :] * state["residual"]
+        x = state["mean"] + z @ state["basis"].mT + off - off @ state["basis"] @ state["basis"].mT
+        return x.float().clamp(-1.0, 1.0).view(-1, *self.shape)
+
+    def _centres(self, labels: Tensor, uniform: Tensor) -> Tensor:
+        """The train point (n, d) at quantile `uniform` (n,) in (0, 1) among those of each label."""
+        order = torch.argsort(self.state["labels"], stable=True)
+        counts = torch.bincount(self.state["labels"], minlength=self.n_classes)
+        if bool((counts[labels] == 0).any()):
+            raise DataError("naive.kind=kernel was asked for a class without train images", expected="at least one")
+        starts = counts.cumsum(0) - counts
+        at = starts[labels] + (uniform * counts[labels]).long().clamp(max=counts[labels] - 1)
+        return self.state["points"][order[at]]
+
+    def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p(x | y) in nats (n,), of the model before its samples are clipped to [-1, 1]."""
+        state, x = self.state, images.flatten(1).double() - self.state["mean"]
+        z = x @ state["basis"]
+        d, dim = z.shape[1], x.shape[1]
+        left = (x.square().sum(1) - z.square().sum(1)).clamp(min=0.0)
+        off = -0.5 * left / state["residual"] ** 2 - (dim - d) * (state["residual"].log() + 0.5 * math.log(2 * math.pi))
+        if self.config.kind == "gaussian":
+            return off + _normal(z - state["means"][labels], state["factors"][labels])
+        out = torch.empty(len(z), dtype=torch.float64)
+        for c in set(labels.tolist()):
+            rows, own = labels == c, state["points"][state["labels"] == c]
+            gaps = (z[rows, None] - own).flatten(0, 1)
+            logs = _normal(gaps, state["kernel"].expand(len(gaps), d, d)).view(-1, len(own))
+            out[rows] = torch.logsumexp(logs, 1) - math.log(len(own))
+        density: Tensor = off + out
+        return density
+
+    def save(self, folder: Path) -> None:
+        card = {"family": NAME, "config": self.config.model_dump(), "shape": self.shape, "n_classes": self.n_classes}
+        weights.save(folder / "model.safetensors", self.state, card)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        tensors, card = weights.load(folder / "model.safetensors")
+        if card.get("family") != NAME:
+            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=NAME)
+        shape = (int(card["shape"][0]), int(card["shape"][1]), int(card["shape"][2]))
+        model = cls(parse(Config, card["config"], NAME), shape=shape, n_classes=int(card["n_classes"]))
+        model.state = tensors
+        return model
+
+
+def _normal(gaps: Tensor, factors: Tensor) -> Tensor:
+    """log N(gap; 0, L L^T) (n,) for gaps (n, d) and lower factors L (n, d, d)."""
+    solved = torch.linalg.solve_triangular(factors, gaps.unsqueeze(-1), upper=False).squeeze(-1)
+    logdet = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    out: Tensor = -0.5 * solved.square().sum(-1) - logdet - 0.5 * gaps.shape[-1] * math.log(2 * math.pi)
+    return out

@@ -1,0 +1,65 @@
+"""The only place where an image changes its range or its form.
+
+Outside: uint8 in [0, 255], as PNG bytes in a manifest or as a tensor (n, c, h, w).
+Inside a network: float32 in [-1, 1], x = u / 127.5 - 1, tensor (n, c, h, w).
+c is 1 (grey) or 3 (RGB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (n, c, h, w) in [0, 255] -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (n, c, h, w), clipped to [-1, 1] -> uint8 in [0, 255], rounded half to even."""
+    return images.float().clamp(-1.0, 1.0).add(1.0).mul_(127.5).round_().byte()
+
+
+def encode_png(image: Tensor | np.ndarray) -> bytes:
+    """uint8 (c, h, w) -> PNG bytes; the same pixels always give the same bytes."""
+    array = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """PNG bytes that encode_png wrote -> uint8 (c, h, w)."""
+    array = np.asarray(Image.open(io.BytesIO(data)))
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def encode_all(images: Tensor) -> list[bytes]:
+    """uint8 (n, c, h, w) -> n PNGs, in threads (zlib releases the lock)."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(encode_png, images.numpy(), chunksize=256))
+
+
+def decode_all(data: Sequence[bytes]) -> Tensor:
+    """n PNGs of one size and form -> uint8 (n, c, h, w). Raises ValueError where sizes or forms differ."""
+    import torch
+
+    with ThreadPoolExecutor() as pool:
+        return torch.from_numpy(np.stack(list(pool.map(decode_png, data, chunksize=256))))
+
+
+def pixel_hash(image: Tensor | np.ndarray) -> str:
+    """Hash of shape and pixels of one uint8 image (c, h, w): equal pixels, equal hash, whatever the file format was."""
+    array = np.ascontiguousarray(np.asarray(image))
+    return hashlib.blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()

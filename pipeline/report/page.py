@@ -1,0 +1,318 @@
+"""The report's page: everything that was measured, put before a reader in the order in which it is asked for.
+
+    does it help -> by how much -> for which classes -> how do the images look -> which were refused, and why
+    -> what was checked -> where are the images -> how was it made
+
+The page is one file without scripts; whatever comes from the data passes through Jinja's escaping. It is a function of
+its inputs and the installed versions alone: it bears no date. Its size has a bound whatever the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from pipeline import work
+from pipeline.errors import DataError
+from pipeline.prepared import Prepared
+from pipeline.report import album, gallery, tables, words
+from pipeline.report.gallery import Family
+from pipeline.report.words import Interval
+
+LISTED = 50  # entries of any list of files, warnings or expectations
+SETTINGS_CHARACTERS = 40_000
+PACKAGES = (
+    "tailforge",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "pyarrow",
+    "great-expectations",
+    "dvc",
+    "prefect",
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The paths that the stage was given. gains.csv stands beside `metrics`: evaluate writes both."""
+
+    prepared: Path
+    pools: Path
+    verdicts: Path
+    evaluation: Path
+    metrics: Path
+
+
+def render(sources: Sources, out: Path) -> str:
+    """The whole page; links in it are relative to the folder `out`. Raises DataError where a file is missing or torn."""
+    metrics, details = _json(sources.metrics, "evaluate"), _json(sources.evaluation / "details.json", "evaluate")
+    info = Prepared(sources.prepared).info
+    rare = tables.rarest_first(details)
+    families = _families(sources, [name for name, _ in rare[: gallery.CLASSES]], metrics)
+    train = sources.prepared / "train.parquet"
+    shown = gallery.strips(rare, train, families)
+    budget = album.Budget(gallery.REJECTED_BYTES)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "prose": prose,
+        "clip": words.clip,
+        "band": lambda limit: words.band(limit.low, limit.high),
+        "count": words.count,
+        "measure": words.measure,
+        "number": words.number,
+        "percent": words.percent,
+        "points": words.points,
+        "points_range": words.points_range,
+    }
+    return environment.get_template("template.html.j2").render(
+        **_verdict(metrics, details, families),
+        **_evidence(sources, metrics, details),
+        n_classes=len(rare),
+        strips=shown,
+        open_strips=gallery.OPEN,
+        families=[_family(f, gallery.rejections(f, train, budget), sources, out) for f in families],
+        classes=_classes(info, rare, families),
+        warnings=_warnings(info, details, families),
+        duplicates=info.get("near_duplicates") or 0,
+        set_aside=_listed(info, "set_aside", "path"),
+        left_out=_listed(info, "left_out", "sample_id"),
+        choice=details.get("choice", {}),
+        info=info,
+        check_names=words.CHECKS,
+        settings=_settings(details.get("settings", {})),
+        versions=[("python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)],
+        hashes=[(f"{sources.prepared}", info.get("fingerprint") or words.NONE), *_pool_hashes(families)],
+        paths={"details": str(sources.evaluation / "details.json"), "metrics": str(sources.metrics)},
+    )
+
+
+def prose(text: object) -> Markup:
+    """Escaped text in which `backticks` become code."""
+    pieces = str(text).split("`")
+    if len(pieces) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
+
+
+def _json(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: {error}", expected=f"JSON written by the stage {stage}", remedy="run `dvc repro`") from error
+
+
+def _families(sources: Sources, classes: list[str], metrics: Mapping[str, Any]) -> list[Family]:
+    """The families that were evaluated, the one that validation chose first; what an earlier run left behind is passed over."""
+    chosen, evaluated = metrics.get("generator"), metrics.get("generators") or {}
+    names = [p.parent.name for p in sources.verdicts.glob("*/summary.json")]
+    names = sorted((n for n in names if n in evaluated or not evaluated), key=lambda n: (n != chosen, n))
+    found = []
+    for name in names:
+        folder = sources.verdicts / name
+        scan = album.scan(folder / "images.parquet", classes)
+        found.append(Family(name, _json(folder / "summary.json", "validate"), scan, folder, sources.pools / name))
+    return found
+
+
+def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: list[Family]) -> dict[str, Any]:
+    """What is read first: the verdict in words, its figure, the scores behind it, what to do next."""
+    word, best, choice = metrics.get("verdict"), str(metrics.get("best_real_arm")), details.get("choice", {})
+    if word not in ("gain", "no_gain", "harm"):
+        raise DataError(f"verdict {word!r} in metrics.json", expected="gain, no_gain or harm", remedy="run the stage evaluate")
+    gains = metrics.get("gain") or {}
+    gain, tail = Interval.of(gains.get("balanced_accuracy")), Interval.of(gains.get("tail_recall"))
+    label, title = words.verdict(word, gain)
+    figure, axis = tables.headline_figure(gain, f"{title}, interval {words.points_range(gain)}")
+    arms = metrics.get("arms", {})
+
+    def step(name: str, metric: str) -> dict[str, str]:
+        before, after = (Interval.of(arms.get(a, {}).get(metric)).estimate for a in (best, "synthetic"))
+        return {"name": name, "before": words.percent(before), "after": words.percent(after)}
+
+    facts = [
+        step(f"Mean {words.METRICS[m]}" if m == "auroc" else words.METRICS[m], m)
+        for m in ("balanced_accuracy", "tail_recall", "macro_f1", "auroc")
+    ]
+    accepted = families[0].accepted if families else 0
+    made = families[0].made if families else 0
+    return {
+        "word": word,
+        "label": label,
+        "title": title,
+        "best": best,
+        "gain": gain,
+        "gain_range": words.points_range(gain),
+        "tail": tail,
+        "tail_range": words.points_range(tail),
+        "tail_classes": words.listing([c for c, name in tables.strata(details).items() if name == "tail"]),
+        "confidence": f"{100 * float(details.get('confidence', 0.95)):g} %",
+        "seeds": details.get("seeds"),
+        "n_test": sum(int(n) for n in details.get("test_counts", {}).values()),
+        "headline_figure": figure,
+        "headline_axis": axis,
+        "facts": [f for f in facts if f["before"] != words.NONE or f["after"] != words.NONE],
+        "accepted": accepted,
+        "made": made,
+        "chosen": families[0].name if families else None,
+        "advice": words.advice(
+            word,
+            best=best,
+            recipe=choice.get("recipe") or best,
+            family=families[0].name if families else None,
+            accepted=accepted,
+            made=made,
+            dose=choice.get("dose"),
+            weight=choice.get("weight"),
+        ),
+    }
+
+
+def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    """Gains, scores and recall, with the reference rows and the rival families."""
+    best, arms, reference = str(metrics.get("best_real_arm")), metrics.get("arms", {}), metrics.get("reference") or {}
+    gains = _gains(sources.metrics.with_name("gains.csv"))
+    names, plain = tables.metric_names(arms), tables.metric_names(reference)
+    rows, axis = tables.recall(details, best)
+    rivals = metrics.get("generators") or {}
+    return {
+        "panels": [p for m in ("balanced_accuracy", "tail_recall") if (p := tables.forest(gains, m, best))],
+        "arm_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in names],
+        "arm_rows": tables.arm_rows(arms, names, best),
+        "reference_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in plain],
+        "reference_rows": tables.arm_rows(reference, plain, best),
+        "recall_rows": rows,
+        "recall_axis": axis,
+        "open_rows": tables.OPEN_ROWS,
+        "rankings": tables.rankings(details, best),
+        "rivals": [
+            (
+                name,
+                str(rival.get("verdict")).replace("_", " "),
+                Interval.of((rival.get("gain") or {}).get("balanced_accuracy")),
+                rival,
+            )
+            for name, rival in sorted(rivals.items(), key=lambda item: (item[0] != metrics.get("generator"), item[0]))
+        ],
+    }
+
+
+def _gains(path: Path) -> dict[tuple[str, str], Interval]:
+    """gains.csv as (arm, metric) -> interval."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {
+                (row["arm"], row["metric"]): Interval.of(
+                    {k: float(row[k]) if row[k] else None for k in ("estimate", "low", "high")}
+                )
+                for row in csv.DictReader(file)
+            }
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path}: {error}", expected="a table written by the stage evaluate", remedy="run `dvc repro`"
+        ) from error
+
+
+def _family(family: Family, checks: list[gallery.Check], sources: Sources, out: Path) -> dict[str, Any]:
+    summary = family.summary
+    fidelity = summary.get("fidelity") or {}
+    expectations = summary.get("expectations") or {}
+    docs = Path(os.path.relpath(sources.verdicts.parent / "docs" / family.name, out)).as_posix()
+    return {
+        "name": family.name,
+        "accepted": family.accepted,
+        "rejected": family.rejected,
+        "made": family.made,
+        "checks": checks,
+        "unknown_sources": bool(summary.get("unknown_sources")),
+        "fidelity": _fidelity(fidelity),
+        "success": expectations.get("success"),
+        "results": (expectations.get("results") or [])[:LISTED],
+        "n_results": len(expectations.get("results") or []),
+        "n_met": sum(bool(r.get("success")) for r in expectations.get("results") or []),
+        "docs": docs,
+        "href": quote(docs) + "/index.html",
+        "pool": str(family.pool),
+        "verdicts": str(family.verdicts / "images.parquet"),
+    }
+
+
+def _fidelity(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per measure: of the accepted images, and of all that were made where it was measured too (`unfiltered_…`)."""
+    names = {name.removeprefix("unfiltered_") for name in found}
+    order = [m for m in words.FIDELITY if m in names] + sorted(names - set(words.FIDELITY))
+    rows = []
+    for name in order[:LISTED]:
+        title, note = words.FIDELITY.get(name, (name.replace("_", " "), ""))
+        pair = [Interval.of(found.get(prefix + name)) for prefix in ("", "unfiltered_")]
+        cells = [(words.measure(i.estimate), words.measure_range(i)) for i in pair]
+        rows.append({"title": title, "note": note, "cells": cells, "warning": (found.get(name) or {}).get("warning") or ""})
+    return rows
+
+
+def _classes(info: Mapping[str, Any], rare: list[tuple[str, int]], families: list[Family]) -> list[dict[str, Any]]:
+    """Images per class: real ones by split, synthetic ones by verdict of the chosen family."""
+    counts, rejected = info.get("counts", {}), dict[str, int]()
+    for (_, name), n in families[0].found.rejected.items() if families else ():
+        rejected[name] = rejected.get(name, 0) + n
+    return [
+        {
+            "name": name,
+            "real": [counts.get(split, {}).get(name) for split in ("train", "val", "test")],
+            "accepted": families[0].found.accepted[name] if families else 0,
+            "rejected": rejected.get(name, 0),
+        }
+        for name, _ in rare[: tables.CLASS_ROWS]
+    ]
+
+
+def _warnings(info: Mapping[str, Any], details: Mapping[str, Any], families: list[Family]) -> list[tuple[str, str]]:
+    """(stage, warning) of all stages."""
+    found = [("prepare", text) for text in info.get("warnings") or []]
+    for family in families:
+        found += [(f"validate, {family.name}", text) for text in family.summary.get("warnings") or []]
+    return found + [("evaluate", text) for text in details.get("warnings") or []]
+
+
+def _listed(info: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    """A capped list of dataset.json with its true length."""
+    entries = info.get(key) or []
+    return {"n": info.get(f"n_{key}", len(entries)), "entries": [(e.get(name), e.get("reason")) for e in entries[:LISTED]]}
+
+
+def _settings(values: object) -> str:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text if len(text) <= SETTINGS_CHARACTERS else text[:SETTINGS_CHARACTERS] + "… (the rest is in params.yaml)\n"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _pool_hashes(families: list[Family]) -> list[tuple[str, str]]:
+    return [(str(f.pool), work.key(f.pool)) for f in families if f.pool.is_dir()]

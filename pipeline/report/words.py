@@ -1,0 +1,226 @@
+"""Numbers and sentences as a reader meets them.
+
+Scores and shares in [0, 1] are read as percentages with one decimal, differences of scores as points with a sign; a value
+that is not zero is not printed as zero while two decimals can tell it apart. Nothing here is markup.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NONE = "–"
+MINUS = "\N{MINUS SIGN}"
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its confidence interval; None where there is no such number."""
+
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: object) -> Interval:
+        """From {"estimate", "low", "high"}, from a bare number, or from nothing."""
+        if isinstance(value, Mapping):
+            return cls(*(_finite(value.get(name)) for name in ("estimate", "low", "high")))
+        return cls(_finite(value))
+
+    @property
+    def known(self) -> list[float]:
+        """The numbers that are there."""
+        return [v for v in (self.estimate, self.low, self.high) if v is not None]
+
+    def minus(self, other: Interval) -> float | None:
+        """The difference of the two estimates, if both are there."""
+        return None if self.estimate is None or other.estimate is None else self.estimate - other.estimate
+
+
+def _finite(value: object) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _decimals(value: float) -> str:
+    text = f"{abs(value):.2f}" if 0 < abs(value) < 0.05 else f"{abs(value):.1f}"
+    return f"{MINUS}{text}" if value < 0 else text
+
+
+def percent(value: float | None) -> str:
+    """0.8734 -> 87.3"""
+    return NONE if value is None else _decimals(100.0 * value)
+
+
+def points(value: float | None) -> str:
+    """0.0213 -> +2.1"""
+    if value is None:
+        return NONE
+    return ("+" if value > 0 else "") + _decimals(100.0 * value)
+
+
+def percent_range(value: Interval) -> str:
+    """The ends of an interval of a score: 85.1 to 89.0."""
+    return "" if value.low is None or value.high is None else f"{percent(value.low)} to {percent(value.high)}"
+
+
+def points_range(value: Interval) -> str:
+    """The ends of an interval of a difference, in points: −0.4 to 3.4."""
+    return percent_range(value)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent where it can be avoided."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):.3g}"
+    return f"{MINUS}{text}" if value < 0 else text
+
+
+def measure(value: float | None) -> str:
+    """Three significant digits with their zeros, so that measurements line up: 4.00, 0.0213."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):#.3g}" if abs(value) < 1000 else f"{abs(value):,.0f}"
+    return f"{MINUS}{text.rstrip('.')}" if value < 0 else text.rstrip(".")
+
+
+def measure_range(value: Interval) -> str:
+    """The ends of an interval of a measurement."""
+    return "" if value.low is None or value.high is None else f"{measure(value.low)} to {measure(value.high)}"
+
+
+def count(n: int | None, one: str = "", many: str = "") -> str:
+    """1234 -> 1,234; with nouns: 1 image, 2 images."""
+    if n is None:
+        return NONE
+    noun = one if n == 1 else many or f"{one}s"
+    return f"{n:,} {noun}" if one else f"{n:,}"
+
+
+def band(low: float | None, high: float | None) -> str:
+    """What a check allows, in words."""
+    if low is not None and high is not None:
+        return f"{number(low)} to {number(high)}"
+    if low is not None:
+        return f"at least {number(low)}"
+    return f"at most {number(high)}" if high is not None else ""
+
+
+def clip(text: object, limit: int = 120) -> str:
+    """At most `limit` characters, on one line, of a text that nobody bounds: class names, paths, messages.
+
+    Characters that turn the direction of what follows them, and other control characters, are shown as U+FFFD.
+    """
+    line = " ".join(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(text)).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def listing(names: list[str], limit: int = 6) -> str:
+    """a, b and 3 more"""
+    shown, more = names[:limit], len(names) - limit
+    return ", ".join(clip(n, 40) for n in shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+ARMS = {
+    "real": "the train images as they are",
+    "oversample": "rare classes drawn more often",
+    "logit_adjustment": "loss shifted by the class shares",
+    "augment": "train images varied at random",
+    "augment+logit_adjustment": "random variation and shifted loss together",
+    "mixup": "mixed pairs of train images",
+    "replay": "control: source images again, in the same numbers",
+    "synthetic": "best real-only recipe plus accepted images",
+    "synthetic_unfiltered": "the same, without the validation gate",
+    "synthetic_only": "no real image at all (classification accuracy score)",
+}
+
+METRICS = {
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "tail_recall": "Tail recall",
+    "middle_recall": "Middle recall",
+    "head_recall": "Head recall",
+    "calibration_error": "Calibration error",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+}
+
+FIDELITY = {
+    "kid": ("KID", "kernel distance of the two sets; 0 is no difference"),
+    "precision": ("Precision", "share of synthetic images that lie among the real ones; high is good"),
+    "recall": ("Recall", "share of real images that lie among the synthetic ones; low means variety is missing"),
+    "density": ("Density", "how thick with real images the places are where synthetic ones lie; about 1 is real"),
+    "coverage": ("Coverage", "share of real images with a synthetic one near by; high is good"),
+    "near_copies": ("Near copies", "share of images nearer to a train image than nearly all new real images are; low is good"),
+    "c2st": ("Two-sample test", "accuracy of a classifier that tells real from synthetic; 0.5 is indistinguishable"),
+}
+
+
+CHECKS = {
+    "form": "not an image of the declared form",
+    "blank": "too little contrast; the value is the standard deviation of the pixels",
+    "copy": "too near a real train image; the value is the distance to it",
+    "duplicate": "too near another synthetic image; the value is the distance to it",
+    "label": "the judges do not see its class; the value is their probability of it, relative to the likeliest class",
+    "outlier": "too far from the real images of its class; the value is the distance to them",
+}
+
+
+def verdict(word: str, gain: Interval) -> tuple[str, str]:
+    """(a label, the headline) of the verdict `gain`, `no_gain` or `harm`, which evaluate reached by the interval alone."""
+    size = f"{points(gain.estimate)} points of balanced accuracy" if gain.estimate is not None else "nothing to compare"
+    return {
+        "gain": ("Gain", f"Synthetic images help: {size}"),
+        "harm": ("Harm", f"Synthetic images harm: {size}"),
+        "no_gain": ("No gain shown", f"No gain shown: {size}"),
+    }[word]
+
+
+def advice(
+    word: str, *, best: str, recipe: str, family: str | None, accepted: int, made: int, dose: float | None, weight: float | None
+) -> list[str]:
+    """What to do next; text between backticks is code. `best` is the rival, `recipe` what the synthetic images are added to."""
+    if word == "gain":
+        how = (
+            f" at dose {dose:g} and weight {weight:g}, both chosen on validation"
+            if dose is not None and weight is not None
+            else ""
+        )
+        return [
+            f"Train with the {count(accepted, 'accepted image')} added to the recipe `{recipe}`{how}.",
+            f"Write the images out, a folder for each class: `tailforge export {family} --out FOLDER`.",
+            "Look at the pictures below before you rely on them: each synthetic image stands above its nearest real one.",
+        ]
+    longer = "Train the generator longer (`flow_matching.steps`), or choose" if family == "flow_matching" else "Choose"
+    better = [
+        f"{longer} another family of generators (`generators`).",
+        "See which checks rejected images below, and whether the accepted ones look like their class.",
+    ]
+    if word == "harm":
+        return [
+            f"Keep `{best}` and do not train with these images.",
+            *better,
+            "Where the accepted images look wrong, tighten the gate (`validate.agreement`, `validate.outlier_quantile`).",
+        ]
+    if not made:
+        return [
+            f"Keep `{best}`: no synthetic image was made. `sample.fill_to` says to how many images a class is filled.",
+            *better,
+        ]
+    if not accepted:
+        return [f"Keep `{best}`: validation accepted no synthetic image.", *better]
+    if dose == 0.0:
+        return [
+            f"Keep `{best}`: validation preferred a dose of 0, that is, to leave the synthetic images out.",
+            *better,
+        ]
+    return [
+        f"Keep `{best}`: the interval holds both gain and loss, so these images are not worth their cost as yet.",
+        "A narrower interval takes more real test images, or more seeds (`arms.seeds`).",
+        *better,
+    ]

@@ -1,0 +1,49 @@
+"""`python -m pipeline.stages VERB --option VALUE`: one stage, in the folder of a project.
+
+Exit status: 0 done, 1 a fault or a failed check, 2 bad input, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from pipeline import config
+from pipeline.errors import TailforgeError
+
+# verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
+VERBS = {
+    "prepare": ["out"],
+    "fit": ["family", "prepared", "out"],
+    "sample": ["family", "prepared", "model", "out"],
+    "judges": ["prepared", "out"],
+    "validate": ["family", "prepared", "judges", "pool", "out", "docs"],
+    "train": ["family?", "prepared", "pool?", "verdicts?", "real?", "out"],
+    "evaluate": ["prepared", "runs", "metrics", "gains", "out"],
+    "report": ["prepared", "pools", "verdicts", "evaluation", "metrics", "out"],
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.stages")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, options in VERBS.items():
+        sub = verbs.add_parser(verb)
+        for option in options:
+            kind = str if option.startswith("family") else Path
+            sub.add_argument(f"--{option.rstrip('?')}", type=kind, required=not option.endswith("?"))
+    chosen = vars(parser.parse_args(arguments))
+    stage = import_module(f"pipeline.stages.{chosen.pop('verb')}")
+    try:
+        stage.run(config.read(), **chosen)
+    except TailforgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""fit: train rows -> a generative model of one family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import work
+from pipeline.config import Params
+from pipeline.generators import registry
+from pipeline.images import to_float
+from pipeline.prepared import Prepared
+
+
+def run(params: Params, family: str, prepared: Path, out: Path) -> None:
+    """Write the model of `family` into folder `out`. A killed fit goes on at its last checkpoint."""
+    data = Prepared(prepared)
+    settings = registry.settings(params, family)
+    kind = registry.family(family)
+    rows = data.train() if kind.traits.sources_known else data.external()
+    images, labels = rows.training_tensors(data.classes, f"the generator {family}")
+    decided_by = (settings.model_dump(), prepared / "train.parquet", prepared / "dataset.json", data.input_of(family))
+    with work.resumable(out, params.seed, *decided_by) as folder:
+        checkpoints = folder / ".checkpoints"
+        checkpoints.mkdir(exist_ok=True)
+        model = kind(settings, shape=data.shape, n_classes=len(data.classes))
+        model.fit(to_float(images), labels, seed=params.seed, folder=checkpoints).save(folder)

@@ -1,0 +1,19 @@
+"""Fit the judges on the real train rows, once for all families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import work
+from pipeline.config import Params
+from pipeline.features import Judges
+from pipeline.prepared import Prepared
+
+
+def run(params: Params, prepared: Path, out: Path) -> None:
+    """Write `out`/judges.safetensors."""
+    data = Prepared(prepared)
+    settings = params.judges
+    decided_by = (params.seed, params.data.flips, settings.model_dump(), data.classes, prepared / "train.parquet")
+    with work.resumable(out, *decided_by) as folder:
+        Judges.fit(data.train(), data.classes, settings=settings, flips=params.data.flips, seed=params.seed, folder=folder)

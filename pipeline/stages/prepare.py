@@ -1,0 +1,38 @@
+"""prepare: images as they come -> data/prepared, real rows on three sides and synthetic rows that were made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import work
+from pipeline.config import FAMILIES, Params
+from pipeline.datasets import assemble, external, intake, lists
+from pipeline.datasets.decide import decide
+from pipeline.datasets.rows import rows
+from pipeline.datasets.split import SIDES
+
+
+def run(params: Params, out: Path) -> None:
+    """Write train, val, test and external.parquet, dataset.json and inputs.json into `out`. Raises DataError."""
+    data = params.data
+    elsewhere = Path(params.families["external"]["path"]) if "external" in params.generators else None
+    settings = [section.model_dump() for section in (data, params.split, params.scarcity)]
+    found = intake.state(Path(data.path), *lists.files(params).values(), *([elsewhere] if elsewhere else []))
+    with work.resumable(out, params.seed, settings, str(elsewhere), found) as folder:
+        shards = intake.take_in(rows(data), data, folder / ".real", "prepare: real images")
+        table = intake.columns(shards)
+        decision = decide(table, intake.thumbnails(shards, folder), params)
+        hashes = [
+            assemble.write_manifest(folder / f"{name}.parquet", assemble.real_rows(shards, decision, side))
+            for side, name in enumerate(SIDES)
+        ]
+        odd, inputs = intake.set_aside(table), dict.fromkeys(FAMILIES)
+        others = []
+        if elsewhere:
+            made = external.rows(elsewhere, decision.classes)
+            others = intake.take_in(made, data, folder / ".external", "prepare: external images")
+            odd += intake.set_aside(intake.columns(others))
+        hash_of_others = assemble.write_manifest(folder / "external.parquet", assemble.external_rows(others))
+        inputs["external"] = hash_of_others if elsewhere else None
+        work.write_json(folder / "dataset.json", assemble.describe(decision, data, odd, work.key(*hashes)))
+        work.write_json(folder / "inputs.json", inputs)

@@ -1,0 +1,25 @@
+"""sample: a generative model -> a pool of labelled synthetic images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import sampling, work
+from pipeline.config import Params
+from pipeline.generators import registry
+from pipeline.prepared import Prepared
+
+
+def run(params: Params, family: str, prepared: Path, model: Path, out: Path) -> None:
+    """Write the pool of `family` into folder `out`. A killed run goes on at the first missing shard."""
+    data, settings = Prepared(prepared), params.sample
+    kind = registry.family(family)
+    if kind.traits.sources_known:
+        plan = sampling.fill(
+            family, data.train(), data.classes, fill_to=settings.fill_to, surplus=settings.surplus, seed=params.seed
+        )
+    else:
+        plan = sampling.all_of(data.external(), data.classes)
+    decided_by = (params.seed, settings.model_dump(), model, prepared / "train.parquet", prepared / "dataset.json")
+    with work.resumable(out, *decided_by) as folder:
+        sampling.write_pool(kind.load(model), family, plan, data.classes, folder, shard_images=settings.shard_images)

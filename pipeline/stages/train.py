@@ -1,0 +1,37 @@
+"""Train: one classifier per arm and seed, and what validation chooses among them. With `family`, the arms of its pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import work
+from pipeline.classifier import selection
+from pipeline.config import Params
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
+from pipeline.prepared import Prepared
+
+
+def run(
+    params: Params,
+    prepared: Path,
+    out: Path,
+    family: str | None = None,
+    pool: Path | None = None,
+    verdicts: Path | None = None,
+    real: Path | None = None,
+) -> None:
+    """Write <arm>/<seed>.safetensors and choice.json into `out`."""
+    data = Prepared(prepared)
+    settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
+    rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
+    if family is None:
+        with work.resumable(out, settings, *rows) as folder:
+            selection.real_only(params, selection.campaign(params, data), folder)
+        return
+    if pool is None or verdicts is None or real is None:
+        raise InputError(f"train --family {family}", expected="--pool, --verdicts and --real as well")
+    with work.resumable(out, settings, params.sample.fill_to, *rows, pool, verdicts / "images.parquet", real) as folder:
+        images = Manifest.read(pool)
+        accepted = selection.accepted_rows(images, verdicts)
+        selection.with_pool(params, selection.campaign(params, data, images, accepted), folder, real)

@@ -1,0 +1,36 @@
+"""Judge the pool of one family: expectations on its table, checks on its pixels, fidelity and diversity."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline import work
+from pipeline.config import Params
+from pipeline.errors import TailforgeError
+from pipeline.features import Judges
+from pipeline.prepared import Prepared
+from pipeline.validation import gate
+
+
+def run(params: Params, family: str, prepared: Path, judges: Path, pool: Path, out: Path, docs: Path) -> None:
+    """Write verdicts.parquet, images.parquet and summary.json to `out`, and Data Docs to `docs`.
+
+    Raises TailforgeError, when both stand, where a critical expectation fails.
+    """
+    data = Prepared(prepared)
+    settings = (family, params.seed, params.data.flips, params.sample.fill_to, params.validate_.model_dump(), data.classes)
+    files = (prepared / "train.parquet", prepared / "val.parquet", judges, pool)
+    with work.resumable(out, *settings, *files) as folder, work.resumable(docs, *settings, *files) as pages:
+        outcome = gate.judge(
+            pool, data.train(), data.val(), Judges.load(judges), data.classes,
+            family=family, params=params, out=folder, docs=pages,
+        )  # fmt: skip
+    for line in outcome.warnings + outcome.failures:
+        print(f"{family}: {line}", file=sys.stderr)
+    if outcome.failures:
+        raise TailforgeError(
+            f"{family}: {len(outcome.failures)} critical expectation(s) failed on {pool}",
+            expected="a pool of synthetic train rows with known labels and sources in train",
+            remedy=f"mend what made the pool; {docs}/index.html lists the rows",
+        )

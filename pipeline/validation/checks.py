@@ -1,0 +1,256 @@
+"""Checks on pixels: one number per image, one interval per class.
+
+    image x with label c passes a check  <=>  low_c <= value(x) <= high_c
+
+    form       1 if the image decodes to uint8 of the declared channels and size (hence finite and in range), else 0
+    blank      largest standard deviation of a channel over the pixels, of 255; low = blank_std
+    copy       distance in pixel space to the nearest real train image of any class; low from real images
+    duplicate  distance in pixel space to the nearest earlier image of the pool; the same low
+    label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement
+    outlier    mean over the judges of the distance in feature space to the nearest train image of class c; high from real ones
+
+copy and outlier are the two sides of one band: too near is memorised, too far is not of the class. Both are calibrated on
+real *train* rows alone, on what the checks would say of a new real image:
+
+    pixel space    images averaged down to 16 pixels, centred, of unit norm: d = sqrt(2 - 2 cos) in [0, 2]; mirrored too where
+                   labels survive it. Real reference: each train row against the rows of other groups.
+    feature space  d_k(x) = |e_k(x) - e_k(nearest row of class c that judge k was fitted on)| / sqrt(dim). Real reference: each
+                   train row by the judge that has not seen it.
+    threshold      t_c = slack * (w_c q_c + (1 - w_c) q_pool,c),  w_c = n_c / (n_c + shrinkage)
+
+q_c is the quantile over the class's own rows, q_pool that over the rows of all classes, a row of a class of n rows weighing
+1 / (n + shrinkage). The nearest of 3 images is farther than the nearest of 600: q_pool,c of the outlier check takes all
+distances to as many reference rows as class c has, or rare classes would be measured by the yardstick of common ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import config
+from pipeline.features import Judges, Opinion
+from pipeline.manifest import Manifest
+from pipeline.seeds import numpy_rng
+
+CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for
+THUMBNAIL = 16  # pixels
+CHUNK = 1024  # rows of a distance matrix at a time
+QUERIES = 400  # real rows of a class that calibrate, at most (per judge, for outliers)
+SAME = 0.01  # pixel-space distance below which two images are one: rounding, a level or two of noise
+FARTHEST = 2.0  # the largest pixel-space distance
+
+
+@dataclass(frozen=True)
+class Band:
+    """Lowest and highest value that passes, per class (k,), float64; -inf and inf where a side is open."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def passes(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """bool (n,); NaN does not pass."""
+        return np.asarray((values >= self.low[targets]) & (values <= self.high[targets]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the checks see of n images. `values` holds every check but `form` and `duplicate`, (n,) each."""
+
+    values: dict[str, np.ndarray]
+    nearest: np.ndarray  # index of the nearest train row, int64 (n,)
+    thumbnails: np.ndarray  # float16 (n, p)
+    embeddings: np.ndarray  # float16 (n, K d)
+
+
+class Checks:
+    """The checks, calibrated on real train rows when built. Raises LeakError for a row that is not train."""
+
+    def __init__(
+        self, train: Manifest, judges: Judges, classes: Sequence[str], *, settings: config.Validate, flips: str, seed: int
+    ) -> None:
+        judges.require_rows(train)
+        pixels, targets = train.training_tensors(classes, "the checks")
+        self.judges, self.classes, self.flips, self.seed = judges, list(classes), flips, seed
+        self.targets, self.shape = targets.numpy(), tuple(pixels.shape[1:])
+        self._thumbnails = thumbnails(pixels)
+        self._embeddings = judges.embed(pixels)
+        self._shrinkage = settings.shrinkage
+        self.counts = np.bincount(self.targets, minlength=len(classes))
+        k, inf = len(classes), np.inf
+        # Nearer than this to train is a share copy_quantile of new real images: what fidelity calls near copies.
+        self.typical_near = self._copy_quantiles(pixels, train.column("group"), settings.copy_quantile)
+        copy = np.maximum(SAME, settings.copy_slack * self.typical_near)
+        outlier = settings.outlier_slack * self._outlier_quantiles(settings.outlier_quantile)
+        self.bands = {
+            "form": Band(np.ones(k), np.full(k, inf)),
+            "blank": Band(np.full(k, settings.blank_std), np.full(k, inf)),
+            "copy": Band(copy, np.full(k, inf)),
+            "duplicate": Band(copy, np.full(k, inf)),
+            "label": Band(np.full(k, settings.agreement), np.full(k, inf)),
+            "outlier": Band(np.full(k, -inf), outlier),
+        }
+
+    def measure(self, pixels: Tensor, targets: np.ndarray) -> Measured:
+        """All that is measured of images uint8 (n, c, h, w) with classes (n,), whatever other images the pool holds."""
+        said = self.judges.look(pixels)
+        own = said.probabilities[:, np.arange(len(targets)), targets]
+        small = thumbnails(pixels)
+        distance, nearest = self._nearest_train(pixels)
+        values = {
+            "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
+            "copy": distance,
+            "label": (own / said.probabilities.max(2)).mean(0).astype(np.float64),
+            "outlier": self._outlier_distance(said, targets),
+        }
+        flat = np.hstack(list(said.embeddings))  # judge after judge
+        return Measured(values, nearest, small.astype(np.float16), flat.astype(np.float16))
+
+    def duplicates(self, thumbs: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Distance (n,) of each image to the nearest earlier one among n; 2 where none near it was found.
+
+        `thumbs` (n, p) are thumbnails and `hashes` (n,) pixel hashes. Signs of random projections bring alike images
+        together (Charikar, 2002): 8 orders by sign, each image compared with the 4 before it, so that the cost per image does
+        not grow with n. Equal images are always found; pairs at 0.2 with a probability of about 0.99 among 1,000 images.
+        """
+        n = len(thumbs)
+        out = np.full(n, FARTHEST)
+        if n < 2:
+            return out
+        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        out[first[inverse] != np.arange(n)] = 0.0
+        centre = self._thumbnails.mean(0)
+        bits = int(np.ceil(np.log2(n))) + 2
+        weights = 2.0 ** np.arange(bits)
+        for table in range(8):
+            planes = numpy_rng(self.seed, "duplicates", table).standard_normal((thumbs.shape[1], bits)).astype(np.float32)
+            codes = np.concatenate([((part.astype(np.float32) - centre) @ planes > 0) @ weights for part in _parts(thumbs)])
+            order = np.argsort(codes, kind="stable")
+            for behind in range(1, min(5, n)):
+                for start in range(0, n - behind, CHUNK):
+                    a = order[start : min(start + CHUNK, n - behind)]
+                    b = order[start + behind : min(start + CHUNK, n - behind) + behind]
+                    apart = np.linalg.norm(thumbs[a].astype(np.float32) - thumbs[b].astype(np.float32), axis=1)
+                    np.minimum.at(out, np.maximum(a, b), apart)
+        return out
+
+    def thresholds(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """{check: {class: {"low", "high"}}}, None where a side is open."""
+
+        def number(x: float) -> float | None:
+            return float(x) if np.isfinite(x) else None
+
+        return {
+            check: {c: {"low": number(band.low[i]), "high": number(band.high[i])} for i, c in enumerate(self.classes)}
+            for check, band in self.bands.items()
+        }
+
+    def _nearest_train(self, pixels: Tensor, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Distance and index of the nearest train row of each image (n,); `own` (n, train rows) marks those to pass over."""
+        distance, index = np.full(len(pixels), np.inf), np.zeros(len(pixels), dtype=np.int64)
+        for variant in _mirrored(pixels, self.flips):
+            queries = thumbnails(variant)
+            for start in range(0, len(queries), CHUNK):
+                part = slice(start, start + CHUNK)
+                cosine = queries[part] @ self._thumbnails.T
+                if own is not None:
+                    cosine[own[part]] = -np.inf
+                best = cosine.argmax(1)
+                found = np.sqrt(np.maximum(0.0, 2 - 2 * cosine[np.arange(len(best)), best].astype(np.float64)))
+                nearer = found < distance[part]
+                distance[part] = np.where(nearer, found, distance[part])
+                index[part] = np.where(nearer, best, index[part])
+        return distance, index
+
+    def _copy_quantiles(self, pixels: Tensor, groups: np.ndarray, q: float) -> np.ndarray:
+        rows = self._sample("copy", np.ones(len(self.targets), dtype=bool))
+        distance, _ = self._nearest_train(pixels[torch.from_numpy(rows)], groups[rows, None] == groups[None, :])
+        # Real rows that are one image, and rows without another group, say nothing of how near two images come by chance.
+        told = np.isfinite(distance) & (distance > SAME)
+        rows, distance = rows[told], distance[told]
+        return self._shrunk(np.repeat(distance[:, None], len(self.classes), 1), self.targets[rows], q, empty=0.0)
+
+    def _outlier_quantiles(self, q: float) -> np.ndarray:
+        k = len(self.classes)
+        distances, classes = [np.empty((0, k))], [np.empty(0, dtype=np.int64)]
+        for judge, embeddings in enumerate(self._embeddings):
+            seen = self.judges.folds != judge
+            references = np.bincount(self.targets[seen], minlength=k)
+            held = self._sample(f"outlier {judge}", ~seen)
+            for c in np.unique(self.targets[held]):
+                mine = held[self.targets[held] == c]
+                rows = numpy_rng(self.seed, "references", judge, int(c)).permutation(np.flatnonzero(seen & (self.targets == c)))
+                # Column m - 1 of the running minimum is the distance to the nearest of m reference rows.
+                near = np.minimum.accumulate(_distances(embeddings[mine], embeddings[rows]), axis=1)
+                distances.append(near[:, np.clip(references, 1, len(rows)) - 1])
+                classes.append(np.full(len(mine), c))
+        return self._shrunk(np.concatenate(distances), np.concatenate(classes), q, empty=np.inf)
+
+    def _shrunk(self, distances: np.ndarray, classes: np.ndarray, q: float, *, empty: float) -> np.ndarray:
+        """t_c / slack (k,) from distances (n, k), column c as they would be for class c, of rows of `classes` (n,)."""
+        if len(distances) == 0:
+            return np.full(len(self.classes), empty)
+        n = np.bincount(classes, minlength=len(self.classes))
+        weights = 1.0 / (n[classes] + self._shrinkage)
+        out = np.empty(len(self.classes))
+        for c in range(len(self.classes)):
+            order = np.argsort(distances[:, c], kind="stable")
+            mass = np.cumsum(weights[order])
+            pooled = distances[order[min(np.searchsorted(mass, q * mass[-1]), len(order) - 1)], c]
+            own = np.quantile(distances[classes == c, c], q) if n[c] else pooled
+            share = n[c] / (n[c] + self._shrinkage)
+            out[c] = share * own + (1 - share) * pooled
+        return out
+
+    def _outlier_distance(self, said: Opinion, targets: np.ndarray) -> np.ndarray:
+        out = np.zeros(len(targets))
+        for judge, embeddings in enumerate(said.embeddings):
+            seen = self.judges.folds != judge
+            for c in np.unique(targets):
+                rows = np.flatnonzero(targets == c)
+                reference = self._embeddings[judge][seen & (self.targets == c)]
+                for part in _parts(rows):
+                    out[part] += _distances(embeddings[part], reference).min(1) / len(said.embeddings)
+        return out
+
+    def _sample(self, name: str, among: np.ndarray) -> np.ndarray:
+        """At most QUERIES rows of each class where `among` holds, in order."""
+        chosen = []
+        for c in range(len(self.classes)):
+            rows = np.flatnonzero(among & (self.targets == c))
+            chosen.append(numpy_rng(self.seed, "calibrate", name, c).permutation(rows)[:QUERIES])
+        return np.sort(np.concatenate(chosen))
+
+
+def thumbnails(pixels: Tensor) -> np.ndarray:
+    """uint8 (n, c, h, w) -> float32 (n, p): averaged down to 16 pixels at most, centred, of unit norm (zero if constant)."""
+    size = min(THUMBNAIL, pixels.shape[-1])
+    p = pixels.shape[1] * size * size
+    small = [F.adaptive_avg_pool2d(part.float(), size).reshape(-1, p) for part in torch.split(pixels, CHUNK)]
+    flat = torch.cat([*small, torch.empty(0, p)])
+    return np.asarray(F.normalize(flat - flat.mean(1, keepdim=True), eps=1e-3))
+
+
+def _mirrored(pixels: Tensor, flips: str) -> Iterator[Tensor]:
+    yield pixels
+    if flips != "none":
+        yield pixels.flip(3)
+    if flips == "both":
+        yield pixels.flip(2)
+        yield pixels.flip(2, 3)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances (n, m) of rows (n, d) and (m, d), over sqrt(d)."""
+    squared = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * (a @ b.T)
+    return np.asarray(np.sqrt(np.maximum(squared, 0.0) / a.shape[1]), dtype=np.float64)
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]

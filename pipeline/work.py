@@ -1,0 +1,117 @@
+"""Files that are there whole or not at all, and work that survives a kill.
+
+`write` puts a file in place by write, fsync, rename. `resumable` gives a stage a folder that outlives the process: its
+name is the hash of everything that decides the result (settings, input files, code), so unfinished work is taken up
+again by an equal run and never by another. When the stage is done the folder's entries are moved to their place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+PARTIAL = Path(".tailforge/partial")
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn the errors of a full, read-only or failing disk into StorageError; pass all others on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise StorageError(
+            f"{path}: {error.strerror}",
+            expected="a disk with room",
+            remedy="free some space and run again: finished work is kept",
+        ) from error
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path`: after a crash the file is the old one or the new one, never between."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Put `value` at `path` as JSON, keys sorted, so that equal values give equal bytes. Raises ValueError for NaN."""
+    write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def key(*parts: object) -> str:
+    """Hash of settings (anything JSON can say) and of files (Path: their bytes; a folder: its files in order)."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        if isinstance(part, Path):
+            for file in sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]:
+                digest.update(file.relative_to(part.parent).as_posix().encode() + b"\0")
+                with open(file, "rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def code_key() -> str:
+    """Hash of this package's sources: unfinished work of other code is not taken up."""
+    root = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
+    """A folder for the unfinished entries of folder `out`, kept when the process dies and taken up by an equal run.
+
+    On success each entry is moved into `out`, replacing what was there. Work of other settings for the same `out` is
+    removed first. Entries whose names start with a dot (checkpoints) are dropped at the end.
+    """
+    place = PARTIAL / "-".join(out.parts).strip("/.")
+    folder = place / key(code_key(), *decided_by)
+    with storage(out):
+        for other in place.iterdir() if place.is_dir() else ():
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        out.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            target = out / entry.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            os.replace(entry, target)
+        _sync_folder(out)
+        shutil.rmtree(place)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

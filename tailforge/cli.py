@@ -1,0 +1,95 @@
+"""`tailforge`: lay a project, run it, export what came out.
+
+Exit status: 0 fine, 1 a failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports stand in the functions that need
+them, so that `tailforge --help` is quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import TailforgeError
+
+app = typer.Typer(
+    help="Do synthetic images help my classifier on rare classes, by how much, and how sure is that?",
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Folder of the new project.")],
+    data: Annotated[Path, typer.Option(help="Class folders, a table of images, or IDX files.")],
+) -> None:
+    """Lay a project for the images in a folder, with settings read off them."""
+    from tailforge import project
+
+    values = project.init(path, data)
+    for key, value in values.items():
+        if value != "":
+            print(f"{key}: {value}")
+    print(f"Look through {path / 'params.yaml'}, then: cd {path} && tailforge run")
+
+
+@app.command()
+def run(
+    set_: Annotated[
+        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first.")
+    ] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if nothing changed.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print metrics.json, nothing else, on standard output.")] = False,
+) -> None:
+    """Bring the project in this folder up to date and print the verdict."""
+    from tailforge import running
+
+    running.run(Path(), set_ or (), force or (), as_json=json)
+
+
+@app.command()
+def export(
+    pool: Annotated[str, typer.Argument(help="A generator of the project, or a folder data/pools/GENERATOR.")],
+    out: Annotated[Path, typer.Option(help="New folder; gets a folder of PNG files for each class.")],
+    all_: Annotated[bool, typer.Option("--all", help="Rejected images too.")] = False,
+) -> None:
+    """Write the accepted synthetic images as a plain ImageFolder."""
+    from pipeline.export import export as write
+
+    folder = Path("data/pools", pool) if pool.isidentifier() else Path(pool)
+    counts = write(folder, Path(*folder.parts[:-2], "verdicts", folder.name), out, everything=all_)
+    for label, n in counts.items():
+        print(f"{n:7d}  {label}")
+    print(f"{sum(counts.values()):7d}  images in {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine and this folder have: a line each."""
+    from tailforge.doctor import findings
+
+    for name, finding in findings(Path()):
+        print(f"{name:12} {finding}")
+
+
+def main() -> None:
+    """Run the command line; faults of the user's become one line."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stopped)
+    try:
+        app()
+    except TailforgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _stopped(number: int, _: object) -> None:
+    """Leave by an exception, so that what runs is stopped on the way; a second signal must not disturb that."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    print("stopping; run again to go on", file=sys.stderr)
+    sys.exit(128 + number)

@@ -1,0 +1,132 @@
+"""A project: a folder with dvc.yaml and params.yaml, versioned by git and DVC.
+
+The texts of a new project are this repository's own files; the wheel carries them in tailforge/template. In a project the
+code is a dependency that lies elsewhere: `.tailforge/code` is a link, not versioned, to the folder that holds the package
+`pipeline`, and dvc.yaml names its files through it. So an upgrade of the package reruns what it touches, and paths and
+hashes in dvc.lock are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import pipeline
+from pipeline import work
+from pipeline.errors import ConfigError, InputError
+
+CODE = Path(".tailforge/code")
+FOLDERS = ("data/raw", "data/external", "data/lists")
+
+
+def template(name: str) -> str:
+    """The text of the file `name` of this repository, from the wheel or from a checkout."""
+    here = Path(__file__).resolve().parent
+    packed = here / "template" / name
+    return (packed if packed.is_file() else here.parent / name).read_text(encoding="utf-8")
+
+
+def opened(folder: Path) -> Path:
+    """`folder` as a project that is ready to run: its link to the code is made or mended. Raises ConfigError."""
+    for name in ("params.yaml", "dvc.yaml"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{(folder / name).absolute()} does not exist",
+                expected="a project folder",
+                remedy="run `tailforge init PATH --data FOLDER`, or change to the project",
+            )
+    code = Path(pipeline.__file__).resolve().parents[1]
+    link = folder / CODE
+    if code != folder.resolve() and not (link.is_symlink() and Path(os.readlink(link)) == code):
+        with work.storage(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            temporary = link.with_name(f".code.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(code)
+            os.replace(temporary, link)
+    return folder
+
+
+def init(path: Path, data: Path) -> dict[str, Any]:
+    """Lay a project at `path` for the images in `data`; returns the values that were read off the data.
+
+    Nothing is at `path` unless all of it is: the project is laid beside it and moved. Raises InputError.
+    """
+    from tailforge import settings, survey
+
+    path, data = path.absolute(), data.absolute()
+    if not data.is_dir():
+        found = "is a file" if data.exists() else "does not exist"
+        raise InputError(f"--data {data} {found}", expected="a folder with images", remedy="unpack archives first")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is not empty", expected="a new or an empty folder", remedy="choose another PATH")
+    if path.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"{path} lies inside the data {data}", expected="a folder outside", remedy="choose another PATH")
+    if shutil.which("git") is None:
+        raise InputError("git is not installed", expected="git on PATH", remedy="install git")
+    params = template("params.yaml")
+    split = yaml.safe_load(params)["split"]
+    values, groups = survey.survey(data, train_share=1.0 - split["test"] - split["val"])
+    if groups is not None and groups.parent != data:  # a copy where DVC sees it
+        values["data.groups"] = f"data/lists/{groups.name}"
+    params = settings.apply(params, values)
+
+    building = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with work.storage(path):
+            building.mkdir(parents=True)
+            for folder in FOLDERS:
+                work.write(building / folder / ".gitkeep", "")
+            if groups is not None and groups.parent != data:
+                shutil.copyfile(groups, building / values["data.groups"])
+            for name in (".gitignore", ".dvcignore", "data/.gitignore"):
+                work.write(building / name, template(name))
+            work.write(building / "params.yaml", params)
+            work.write(building / "dvc.yaml", re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml")))
+            work.write(building / "README.md", _readme(path.name, data))
+        _run(building, "git", "init", "--quiet")
+        _run(building, sys.executable, "-m", "dvc", "init", "--quiet")
+        work.write(building / ".dvc" / "config", template(".dvc/config"))
+        _run(building, "git", "add", "--all")
+        _run(building, "git", *_identity(building), "commit", "--quiet", "--message", "New project")
+        os.replace(building, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    opened(path)
+    return values
+
+
+def _identity(folder: Path) -> list[str]:
+    """Options that give git a name where the user has set none."""
+    known = subprocess.run(["git", "config", "user.email"], cwd=folder, capture_output=True, check=False).returncode == 0
+    return [] if known else ["-c", "user.name=tailforge", "-c", "user.email=tailforge@localhost"]
+
+
+def _run(folder: Path, *command: str) -> None:
+    from flows.dvc import environment
+
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(f"`{' '.join(command[-4:])}` failed: {done.stderr or done.stdout}", remedy="see `tailforge doctor`")
+
+
+def _readme(name: str, data: Path) -> str:
+    return f"""# {name}
+
+Do synthetic images help a classifier on the rare classes of `{data}`, by how much, and how sure is that?
+
+- `tailforge run` brings everything up to date and prints the verdict; a second run does only what changed.
+- `params.yaml` holds all settings; `tailforge run -S key=value` changes one. `dvc repro` and `dvc exp run -S` work too.
+- `report/index.html` is the report, `metrics.json` the figures.
+- `tailforge export FAMILY --out FOLDER` writes the accepted synthetic images as folders of PNG files.
+- `dvc remote add --default NAME PLACE`, then `dvc push` and `dvc pull` share data and results; git keeps the versions.
+"""

@@ -1,0 +1,111 @@
+"""`tailforge run`: settings, then the flow, then its result as a table.
+
+The flow runs in a process of its own under a supervisor, so that nothing of it (Prefect's temporary server, DVC, a stage)
+outlives this one, however this one ends. Where nothing has changed neither Prefect nor torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from flows import dvc
+from pipeline import config, work
+from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
+from tailforge import project, settings
+
+METRICS = {"balanced_accuracy": "balanced accuracy", "tail_recall": "tail recall"}
+FLOW_GRACE = dvc.GRACE + 20.0  # seconds: a stage's own, and those in which Prefect notes how the flow ended
+
+
+class Failed(TailforgeError):
+    """The flow failed; its last lines have been shown."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("the run failed", remedy="the lines above say why")
+        self.exit_status = status
+
+
+def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json: bool) -> None:
+    """Bring the project in `folder` up to date and print the outcome. Raises TailforgeError."""
+    started, said = time.monotonic(), sys.stderr if as_json else sys.stdout
+    project.opened(folder)
+    checked = _settle(folder, overrides)
+    try:
+        names = dvc.stages(folder) if force else []
+        if unknown := set(force) - set(names):
+            raise InputError(f"--force {', '.join(sorted(unknown))}", expected=f"one of {', '.join(names)}")
+        to_do = bool(force) or dvc.changed(folder)
+    except dvc.DvcError as error:
+        raise InputError(str(error), remedy="see `tailforge doctor`") from None
+    if to_do:
+        if not checked:
+            settings.checked((folder / "params.yaml").read_text(encoding="utf-8"))
+        _flow(folder, force)
+    else:
+        print("Everything is up to date: nothing to run.", file=said)
+    metrics = (folder / "metrics.json").read_text(encoding="utf-8")
+    if as_json:
+        sys.stdout.write(metrics)
+    else:
+        show(json.loads(metrics), folder / "report" / "index.html", sys.stdout)
+    print(f"{time.monotonic() - started:.0f} s", file=said)
+
+
+def _settle(folder: Path, overrides: Sequence[str]) -> bool:
+    """Write the overrides into params.yaml once the whole of it is right; whether the families' sections were checked."""
+    file = folder / "params.yaml"
+    if overrides:
+        text = settings.apply(file.read_text(encoding="utf-8"), settings.parse(overrides))
+        params = settings.checked(text)
+        _sources(folder, params)
+        work.write(file, text)
+    else:
+        _sources(folder, config.read(file))
+    return bool(overrides)
+
+
+def _sources(folder: Path, params: config.Params) -> None:
+    """Folders that DVC wants to exist: the source must, one that is not used is made. Raises ConfigError, DataError."""
+    external = str(params.families.get("external", {}).get("path", ""))
+    for key, path, needed in (
+        ("data.path", params.data.path, params.data.source not in ("digits", "torchvision")),
+        ("external.path", external, "external" in params.generators),
+    ):
+        if not path:
+            raise ConfigError(f"params.yaml: {key}={path!r}", expected="a folder", remedy=f"set {key}")
+        if not (folder / path).is_dir():
+            if needed:
+                raise DataError(f"{key}={path!r} does not exist", expected="a folder with images", remedy=f"set {key}")
+            (folder / path).mkdir(parents=True, exist_ok=True)
+
+
+def _flow(folder: Path, force: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "flows.augment", *force]
+    with dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr) as process:
+        process.wait()
+    if process.returncode:
+        raise Failed(process.returncode)
+
+
+def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
+    """The arms as a table, then verdict, gain and the report's path."""
+    rows = [("arm", *METRICS.values())]
+    rows += [(arm, *(_interval(values.get(m)) for m in METRICS)) for arm, values in metrics["arms"].items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=out)
+    gains = ", ".join(f"{name} {_interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
+    print(f"\nverdict: {metrics['verdict']}", file=out)
+    print(f"gain of synthetic over {metrics['best_real_arm']}: {gains}", file=out)
+    print(f"report: {report.absolute()}", file=out)
+
+
+def _interval(value: dict[str, float] | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return f"{value['estimate']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -1,0 +1,138 @@
+"""Runs in workers: the same results in any number of them, no orphan, no work done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import alive, until
+
+from pipeline import weights
+from pipeline.arms import Arm, Material, recipes
+from pipeline.classifier.packed import Campaign, Run, train_all
+from pipeline.config import Classifier
+from pipeline.errors import Diverged
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Classifier(
+    network="small", width=8, steps=4, batch_images=8, lr=0.01, weight_decay=0.0, augment="affine", mixup_alpha=0.4, tau=1.0
+)
+
+
+def campaign(**settings: object) -> Campaign:
+    r = np.random.default_rng(0)
+    images, targets = r.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8), np.arange(12) % 3
+    none = np.zeros(0, np.int64)
+    material = Material(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
+    return Campaign(material, CONFIG.model_copy(update=settings), "none", 0, images, targets)
+
+
+def runs(folder: Path, n: int = 2) -> list[Run]:
+    known = recipes(CONFIG)
+    return [Run(Arm(name, known[name]), i, folder / name / f"{i}.safetensors") for name in ("real", "mixup") for i in range(n)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        train_all(campaign(), runs(tmp_path / str(workers)), workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    assert set(contents(tmp_path / "1")) == {f"{arm}/{i}.safetensors" for arm in ("real", "mixup") for i in range(2)}
+
+
+def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
+    from pipeline.classifier import train
+    from torch import from_numpy
+
+    shared, run = campaign(), runs(tmp_path, 1)[0]
+    train_all(shared, [run], 1)
+    predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
+    assert run.score == train.balanced_accuracy(predicted, shared.val_targets)
+
+
+def test_only_missing_runs_are_trained_and_leftovers_of_a_kill_go(tmp_path: Path) -> None:
+    train_all(campaign(), runs(tmp_path), 2)
+    before = contents(tmp_path)
+    lost = tmp_path / "mixup" / "1.safetensors"
+    lost.unlink()
+    (tmp_path / "mixup" / ".1.safetensors.99.tmp").write_bytes(b"torn")
+    kept = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
+    train_all(campaign(), runs(tmp_path), 2)
+    assert contents(tmp_path) == before
+    assert all(f.stat().st_mtime_ns == time for f, time in kept.items())
+
+
+def test_a_diverged_run_is_told_by_the_parent(tmp_path: Path) -> None:
+    broken = campaign()
+    broken = Campaign(
+        broken.material, CONFIG.model_copy(update={"lr": 1e30, "steps": 60}), "none", 0, broken.val_images, broken.val_targets
+    )
+    with pytest.raises(Diverged, match="lower lr"):
+        train_all(broken, runs(tmp_path), 2)
+
+
+def test_a_fault_in_a_worker_is_loud(tmp_path: Path) -> None:
+    whole = campaign()
+    broken = Campaign(whole.material, CONFIG, "none", 0, whole.val_images[:, :, :, :0], whole.val_targets)
+    with pytest.raises(RuntimeError, match="ended with status 1"):
+        train_all(broken, runs(tmp_path), 1)
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_packed import campaign, runs
+from pipeline.classifier.packed import train_all
+if __name__ == "__main__":
+    train_all(campaign(steps=10_000_000), runs(Path({folder!r})), 2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    with open(tmp_path / "log", "wb") as log:
+        parent = subprocess.Popen([sys.executable, script], env=os.environ | path, stderr=log, cwd=ROOT)
+    # Parent, resource tracker, fork server, and two workers that have begun a run.
+    until(
+        lambda: len(descendants(parent.pid)) >= 4 and b"images/s" in (tmp_path / "log").read_bytes(), "the start of two workers"
+    )
+    family = descendants(parent.pid)
+    os.kill(parent.pid, number)
+    status = parent.wait(timeout=60)
+    assert status == {signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}.get(number, status) != 0
+    until(lambda: not any(map(alive, family)), "the end of the workers")
+
+
+def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
+    run = Run(Arm("synthetic", recipes(CONFIG)["real"], dose=0.5, weight=0.3), 3, tmp_path / "a" / "3.safetensors")
+    train_all(campaign(), [run], 1)
+    card = weights.load(run.file)[1]
+    assert (card["arm"], card["dose"], card["weight"], card["number"]) == ("synthetic", 0.5, 0.3, 3)
+    assert card["classifier"] == CONFIG.model_dump()

@@ -1,0 +1,79 @@
+"""For all tests: one thread a process, no telemetry, no state of Prefect or git of the machine's user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toy as toy_project
+
+# Before torch is imported: two processes of two threads each on two cores stall each other.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ.update(
+    {
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "HF_HUB_OFFLINE": "1",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
+    }
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command; raises with its output where it fails, unless `check=False`."""
+
+    def run(*words: str | Path, cwd: Path, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        here = str(Path(sys.executable).parent)
+        path = {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            list(map(str, words)), cwd=cwd, env=os.environ | path | variables, capture_output=True, text=True, check=False
+        )
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's files of this session; its database is made once and shared by the processes that tests start."""
+    home = tmp_path_factory.mktemp("prefect")
+    os.environ["PREFECT_HOME"] = str(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    """The small project of tests/toy.py after one `dvc repro`."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "dvc.yaml").write_text(toy_project.DVC_YAML)
+    (folder / "stage.py").write_text(toy_project.STAGE)
+    (folder / ".gitignore").write_text(".tailforge\n__pycache__\n")
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    toy_project.setting(folder, "generators: [flow_matching]", "generators: [naive, external]")
+    for name in ("data/raw", "data/external"):
+        (folder / name).mkdir(parents=True)
+    command("git", "init", "--quiet", cwd=folder)
+    command("dvc", "init", "--quiet", cwd=folder)
+    command("dvc", "config", "core.check_update", "false", cwd=folder)
+    command("dvc", "repro", "--quiet", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def toy(made: Path, tmp_path: Path) -> Path:
+    """A copy of the small project that is up to date."""
+    return shutil.copytree(made, tmp_path / "toy", symlinks=True)

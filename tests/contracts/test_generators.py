@@ -1,0 +1,90 @@
+"""One suite that every family of generative models passes, chosen by its traits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
+
+from pipeline.config import FAMILIES
+from pipeline.errors import DataError
+from pipeline.generators.base import GenerativeModel, HasLogProb
+from pipeline.generators.registry import family
+from pipeline.images import to_uint8
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def fitted(request: pytest.FixtureRequest) -> GenerativeModel:
+    kind = family(request.param)
+    model = kind(kind.Config(**SETTINGS[request.param]), shape=SHAPE, n_classes=CLASSES)
+    return model.fit(*digits(), seed=1)
+
+
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+SEEDS = [11, 22, 33, 44, 55, 66, 77]
+
+
+def test_samples_are_finite_in_range_and_of_the_declared_form(fitted: GenerativeModel) -> None:
+    out = fitted.sample(LABELS, SEEDS)
+    assert out.shape == (7, *SHAPE) and out.dtype == torch.float32
+    assert bool(out.isfinite().all()) and float(out.abs().max()) <= 1.0
+
+
+def test_an_image_is_a_function_of_label_and_seed_whatever_the_batch(fitted: GenerativeModel) -> None:
+    together = to_uint8(fitted.sample(LABELS, SEEDS))
+    for i in (0, 3, 6):
+        assert torch.equal(to_uint8(fitted.sample(LABELS[i : i + 1], [SEEDS[i]])), together[i : i + 1])
+    turned = torch.arange(6, -1, -1)
+    assert torch.equal(to_uint8(fitted.sample(LABELS[turned], SEEDS[::-1])), together[turned])
+
+
+def test_other_seeds_give_other_images(fitted: GenerativeModel) -> None:
+    a, b = fitted.sample(torch.tensor([1, 1]), [1, 2])
+    assert not torch.equal(a, b)
+
+
+def test_no_labels_give_no_images(fitted: GenerativeModel) -> None:
+    assert fitted.sample(torch.empty(0, dtype=torch.int64), []).shape == (0, *SHAPE)
+
+
+def test_saved_and_loaded_it_samples_the_same(fitted: GenerativeModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    assert [f.suffix for f in tmp_path.iterdir()] == [".safetensors"]
+    again = type(fitted).load(tmp_path)
+    assert torch.equal(again.sample(LABELS, SEEDS), fitted.sample(LABELS, SEEDS))
+
+
+def test_a_torn_or_foreign_file_is_refused(fitted: GenerativeModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="model.safetensors"):
+        type(fitted).load(tmp_path)
+    other = family("naive" if type(fitted) is not family("naive") else "external")
+    kind = other(other.Config(**SETTINGS[other.__module__.rsplit(".", 1)[1]]), shape=SHAPE, n_classes=CLASSES)
+    kind.fit(*digits(), seed=0).save(tmp_path)
+    with pytest.raises(DataError, match="family"):
+        type(fitted).load(tmp_path)
+
+
+def test_classes_look_like_themselves(fitted: GenerativeModel) -> None:
+    """The mean sample of a class is nearest to the mean real image of that class: labels arrive where they belong."""
+    images, labels = digits()
+    real = torch.stack([images[labels == c].mean(0) for c in range(CLASSES)]).flatten(1)
+    for c in range(CLASSES):
+        mean = fitted.sample(torch.full((48,), c), range(48)).mean(0).flatten()
+        assert int((real - mean).square().sum(1).argmin()) == c
+
+
+def test_the_density_prefers_real_images_to_noise_and_the_right_class(fitted: GenerativeModel) -> None:
+    if type(fitted).traits.likelihood == "none":
+        assert not isinstance(fitted, HasLogProb)
+        return
+    assert isinstance(fitted, HasLogProb)
+    images, labels = digits()
+    noise = torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    right = fitted.log_prob(images, labels)
+    assert float(right.median()) > float(fitted.log_prob(noise, torch.zeros(64).long()).median())
+    assert float((right > fitted.log_prob(images, (labels + 1) % CLASSES)).double().mean()) > 0.9

@@ -1,0 +1,181 @@
+"""The whole pipeline in a fresh copy of the repository: tiny settings, real digits, the flow and DVC for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from toy import ROOT
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
+TINY: dict[str, object] = {
+    "scarcity.largest": 20,
+    "scarcity.ratio": 5.0,
+    "generators": "[naive, flow_matching]",
+    "flow_matching.steps": 20,
+    "flow_matching.width": 16,
+    "flow_matching.depth": 1,
+    "flow_matching.solver_steps": 2,
+    "sample.fill_to": 20,
+    "judges.steps": 20,
+    "judges.folds": 2,
+    "judges.width": 8,
+    "validate.bootstrap": 20,
+    "classifier.steps": 20,
+    "classifier.width": 8,
+    "arms.seeds": 2,
+    "arms.selection_seeds": 1,
+    "arms.real": "[real, logit_adjustment]",
+    "arms.doses": "[0.0, 1.0]",
+    "arms.weights": "[1.0]",
+    "evaluate.bootstrap": 100,
+}
+
+
+def options(values: dict[str, object]) -> list[str]:
+    return [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """A fresh copy of the repository, committed."""
+    folder = tmp_path_factory.mktemp("copy") / "repository"
+    listed = command("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines()
+    for name in listed:
+        if (
+            (ROOT / name).is_file()
+            and not name.startswith((".venv/", "tests/"))
+            and name not in ("dvc.lock", "metrics.json", "gains.csv")
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    command("git", "init", "--quiet", cwd=folder)
+    command("git", "add", "--all", cwd=folder)
+    command("git", "commit", "--quiet", "--message", "copy", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(copied: Path, command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The copy after `tailforge run`, and what that printed."""
+    return copied, command(*MAIN, "run", *options(TINY), cwd=copied, PYTHONPATH="")
+
+
+def stages_that_ran(text: str) -> set[str]:
+    return {line.split("Running stage '")[1].split("'")[0] for line in text.splitlines() if "Running stage '" in line}
+
+
+def test_the_run_ends_in_a_verdict_and_leaves_no_dirt(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command
+) -> None:
+    folder, done = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["verdict"] in ("gain", "no_gain", "harm") and f"verdict: {metrics['verdict']}" in done.stdout
+    assert {"real", "logit_adjustment", "replay", "synthetic", "synthetic_unfiltered"} <= set(metrics["arms"])
+    for arm in metrics["arms"]:
+        assert arm in done.stdout
+    for over in metrics["gain"].values():
+        assert over["low"] <= over["estimate"] <= over["high"]
+    report = folder / "report/index.html"
+    assert str(report) in done.stdout and metrics["verdict"].replace("_", " ") in report.read_text().replace("_", " ").lower()
+    assert (folder / "gains.csv").read_text().startswith("arm,metric,estimate,low,high\n")
+    dirt = command("git", "status", "--porcelain", cwd=folder).stdout.splitlines()
+    assert sorted(line[3:] for line in dirt) == ["dvc.lock", "gains.csv", "metrics.json", "params.yaml"]
+    assert not (folder / ".tailforge/partial").exists() or not list((folder / ".tailforge/partial").rglob("*.*"))
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command) -> None:
+    folder, first = finished
+    again = command(*MAIN, "run", cwd=folder, PYTHONPATH="")
+    assert again.stdout.startswith("Everything is up to date") and not stages_that_ran(again.stderr)
+    assert again.stdout.splitlines()[1:-1] == first.stdout.splitlines()[:-1]
+    assert not stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
+
+
+def test_a_familys_parameter_reruns_that_family_and_what_follows(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    before = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    settings = folder / "params.yaml"
+    text = settings.read_text()
+    assert "shrinkage: 0.2" in text
+    settings.write_text(text.replace("shrinkage: 0.2", "shrinkage: 0.9"))
+    ran = stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
+    assert ran == {f"{verb}@naive" for verb in ("fit", "sample", "validate", "train_synthetic")} | {"evaluate", "report"}
+    after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert all(before[name] == after[name] for name in before if name not in ran)
+    settings.write_text(text)  # back again: the run cache gives all of it
+    assert not stages_that_ran(command("dvc", "repro", cwd=folder).stdout) - {"evaluate", "report"}
+
+
+def test_editing_a_familys_file_reruns_that_family_alone(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    with open(folder / "pipeline/generators/naive.py", "a") as file:
+        file.write("\n# edited\n")
+    changed = set(json.loads(command("dvc", "status", "--json", cwd=folder).stdout))
+    assert changed == {"fit@naive", "sample@naive", "evaluate"}  # evaluate asks every family for its traits
+
+
+def test_push_and_pull_through_a_local_remote(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    command("dvc", "remote", "add", "--default", "--local", "here", tmp_path / "remote", cwd=folder)
+    command("git", "add", "--all", cwd=folder)
+    command("git", "commit", "--quiet", "--message", "run", cwd=folder)
+    command("dvc", "push", "--quiet", cwd=folder)
+    clone = tmp_path / "clone"
+    command("git", "clone", "--quiet", folder, clone, cwd=tmp_path)
+    command("dvc", "remote", "add", "--default", "--local", "here", tmp_path / "remote", cwd=clone)
+    command("dvc", "pull", "--quiet", cwd=clone)
+    assert (clone / "report/index.html").read_bytes() == (folder / "report/index.html").read_bytes()
+    assert command("dvc", "status", "--json", cwd=clone).stdout.strip() == "{}"
+
+
+def test_an_experiment_with_other_settings(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    command("git", "add", "--all", cwd=folder)
+    command("git", "commit", "--quiet", "--message", "run", cwd=folder)
+    done = command("dvc", "exp", "run", "--name", "other", "-S", "evaluate.bootstrap=150", cwd=folder)
+    assert stages_that_ran(done.stdout) == {"evaluate", "report"}
+    assert "other" in command("dvc", "exp", "list", "--name-only", cwd=folder).stdout.split()
+
+
+def test_the_accepted_images_are_exported(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    done = command(*MAIN, "export", "naive", "--out", tmp_path / "images", "--all", cwd=finished[0], PYTHONPATH="")
+    pictures = list((tmp_path / "images").rglob("*.png"))
+    assert f"{len(pictures)}  images in" in done.stdout and len(pictures) > 10
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (8, 8)
+
+
+def test_own_data_from_init_to_verdict(tmp_path: Path, command: Command) -> None:
+    datasets = os.environ.get("TAILFORGE_DATASETS")
+    if not datasets:
+        pytest.skip("TAILFORGE_DATASETS is not set")
+    command("tar", "xf", Path(datasets, "wbc_bccd/wbc_bccd.tar"), cwd=tmp_path)
+    shutil.copy(Path(datasets, "wbc_bccd/groups.json"), tmp_path)
+    made = tmp_path / "cells"
+    command(*MAIN, "init", made, "--data", tmp_path / "wbc_bccd", cwd=tmp_path)
+    own = {"data.image_size": 16, "flow_matching.patch": 1, "split.on_identical": "drop", "sample.fill_to": 30}
+    tiny = {key: value for key, value in TINY.items() if not key.startswith("scarcity")}
+    done = command(*MAIN, "run", *options(tiny | own), cwd=made)
+    assert "verdict: " in done.stdout and (made / "report/index.html").is_file()
+    dirt = command("git", "status", "--porcelain", cwd=made).stdout.splitlines()
+    assert sorted(line[3:] for line in dirt) == ["dvc.lock", "gains.csv", "metrics.json", "params.yaml"]

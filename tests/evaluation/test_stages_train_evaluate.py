@@ -1,0 +1,265 @@
+"""The stages train and evaluate on real digits, with held-out digits in the place of synthetic images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import digits_project
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import config, weights
+from pipeline.classifier import train as classifier
+from pipeline.classifier.packed import Campaign
+from pipeline.errors import DataError, InputError, LeakError
+from pipeline.manifest import Manifest
+from pipeline.stages import evaluate, train
+
+
+class Project:
+    """A prepared folder with the paths that dvc.yaml gives the stages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.prepared, self.runs = folder, folder / "prepared", folder / "runs"
+
+    def real(self, params: config.Params) -> dict[str, Any]:
+        train.run(params, self.prepared, self.runs / "real")
+        return dict(json.loads((self.runs / "real/choice.json").read_text()))
+
+    def family(self, params: config.Params, name: str = "naive") -> dict[str, Any]:
+        pools = (self.folder / "pools/naive", self.folder / "verdicts/naive")
+        train.run(params, self.prepared, self.runs / name, name, *pools, self.runs / "real")
+        return dict(json.loads((self.runs / name / "choice.json").read_text()))
+
+    def evaluate(self, params: config.Params) -> tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]:
+        metrics, gains = self.folder / "metrics.json", self.folder / "gains.csv"
+        evaluate.run(params, self.prepared, self.runs, metrics, gains, self.folder / "evaluation")
+        details = json.loads((self.folder / "evaluation/details.json").read_text())
+        return json.loads(metrics.read_text()), list(csv.DictReader(io.StringIO(gains.read_text()))), details
+
+
+PARAMS = digits_project.params(evaluate={"bootstrap": 200})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        project = Project(digits_project.write(folder))
+        project.real(PARAMS)
+        project.family(PARAMS)
+        yield project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    return Project(digits_project.write(tmp_path))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def choice(project: Project, name: str) -> dict[str, Any]:
+    return dict(json.loads((project.runs / name / "choice.json").read_text()))
+
+
+def test_every_arm_has_every_seed_and_nothing_else_lies_there(done: Project) -> None:
+    arms = {"real": ["real", "augment"], "naive": ["synthetic", "synthetic_unfiltered", "synthetic_only", "replay"]}
+    for name, held in arms.items():
+        expected = {f"{arm}/{i}.safetensors" for arm in held for i in range(2)} | {"choice.json"}
+        assert set(contents(done.runs / name)) == expected
+
+
+def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
+    val = Manifest.read(done.prepared / "val.parquet")
+    targets = val.targets(digits_project.CLASSES).numpy()
+    for name in ("real", "naive"):
+        for arm, row in choice(done, name)["validation"].items():
+            networks = [classifier.load(done.runs / name / arm / f"{i}.safetensors") for i in range(2)]
+            scores = [classifier.balanced_accuracy(classifier.predict(n, val.images()), targets) for n in networks]
+            assert row["scores"] == scores
+            assert row["mean"] == pytest.approx(np.mean(scores))
+    best = choice(done, "real")
+    assert best["best_real_arm"] == max(best["validation"], key=lambda arm: best["validation"][arm]["mean"])
+
+
+def test_dose_and_weight_are_the_best_of_the_grid_and_ties_go_to_the_smaller_dose(done: Project) -> None:
+    chosen = choice(done, "naive")
+    assert [(g["dose"], g["weight"]) for g in chosen["grid"]] == [(0.0, 0.0), (1.0, 1.0)]
+    best = max(chosen["grid"], key=lambda g: (g["score"], -g["dose"]))
+    assert (chosen["dose"], chosen["weight"]) == (best["dose"], best["weight"])
+
+
+def test_runs_that_the_choice_trained_are_those_of_the_arm(project: Project) -> None:
+    params = digits_project.params(arms={"doses": [0.5], "weights": [0.3]})
+    project.real(params)
+    chosen = project.family(params)
+    assert (chosen["dose"], chosen["weight"]) == (0.5, 0.3)
+    assert chosen["grid"][0]["score"] == chosen["validation"]["synthetic"]["scores"][0]
+
+
+def test_when_nothing_helps_dose_zero_is_the_real_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = digits_project.params(evaluate={"bootstrap": 100})
+    best = project.real(params)["best_real_arm"]
+    # Every trial of the grid is as good as every other: a tie.
+    monkeypatch.setattr("pipeline.classifier.selection._scores", lambda runs: {"scores": [0.5] * len(runs), "mean": 0.5})
+    chosen = project.family(params)
+    assert (chosen["dose"], chosen["weight"]) == (0.0, 0.0)
+    for arm in ("synthetic", "synthetic_unfiltered", "replay"):
+        assert contents(project.runs / "naive" / arm) == contents(project.runs / "real" / best)
+    metrics, _, details = project.evaluate(params)
+    assert metrics["verdict"] == "no_gain"
+    assert metrics["gain"]["balanced_accuracy"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    assert any("dose 0" in warning for warning in details["warnings"])
+
+
+def test_a_pool_without_an_accepted_image_gives_the_real_recipe(project: Project) -> None:
+    params = digits_project.params(evaluate={"bootstrap": 100})
+    file = project.folder / "verdicts/naive/images.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(2, "accepted", [[False] * len(table)]), file)
+    project.real(params)
+    assert project.family(params)["dose"] == 0.0
+    metrics, _, details = project.evaluate(params)
+    assert "synthetic_only" not in metrics["arms"] and metrics["verdict"] == "no_gain"
+    assert any("no accepted image" in warning for warning in details["warnings"])
+
+
+def test_a_stage_that_was_killed_goes_on_run_by_run(done: Project, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = contents(done.runs / "real")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.classifier.selection.read_choice", killed)
+        patch.setattr("pipeline.work.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            project.real(PARAMS)
+    assert not (project.runs / "real").exists()
+    partial = {f: f.stat().st_mtime_ns for f in (project.folder / ".tailforge/partial").rglob("*.safetensors")}
+    assert len(partial) == 4
+    next(iter(partial)).unlink()
+    project.real(PARAMS)
+    assert contents(project.runs / "real") == whole
+
+
+def test_metrics_have_the_promised_form(done: Project) -> None:
+    metrics, gains, details = done.evaluate(PARAMS)
+    assert metrics["verdict"] in ("gain", "no_gain", "harm")
+    assert set(metrics["arms"]) == {"real", "augment", "synthetic", "synthetic_unfiltered", "synthetic_only", "replay"}
+    assert set(metrics["reference"]) == {"logistic_regression", "random_forest", "gradient_boosting"}
+    named = {
+        "balanced_accuracy", "macro_f1", "head_recall", "middle_recall", "tail_recall", "auroc", "average_precision",
+        "calibration_error",
+    }  # fmt: skip
+    for row in [metrics["gain"], *metrics["arms"].values(), *metrics["reference"].values()]:
+        assert set(row) == named
+        for value in row.values():
+            assert value["low"] <= value["high"] and all(map(math.isfinite, value.values()))
+    assert {(g["arm"], g["metric"]) for g in gains} == {
+        (a, m) for a in metrics["arms"] if a != metrics["best_real_arm"] for m in named
+    }
+    mine = next(g for g in gains if (g["arm"], g["metric"]) == ("synthetic", "balanced_accuracy"))
+    assert float(mine["estimate"]) == metrics["gain"]["balanced_accuracy"]["estimate"]
+    assert details["strata"] == {"head": ["0", "1", "2"], "middle": ["3", "4", "5", "6"], "tail": ["7", "8", "9"]}
+    assert details["train_counts"]["9"] == 3 and details["test_counts"]["9"] == 20
+    for metric in ("recall", "auroc", "average_precision"):
+        assert set(details[metric]) == set(metrics["arms"])
+        assert set(details[metric]["real"]) == set(digits_project.CLASSES)
+    assert details["settings"]["validate"]["agreement"] == PARAMS.validate_.agreement
+    assert set(details["choice"]["validation"]) == set(metrics["arms"])
+
+
+def test_estimates_are_those_of_sklearn_and_differences_are_paired(done: Project) -> None:
+    from sklearn.metrics import balanced_accuracy_score, recall_score
+
+    metrics, gains, details = done.evaluate(PARAMS)
+    test = Manifest.read(done.prepared / "test.parquet")
+    y = test.targets(digits_project.CLASSES).numpy()
+    scores = {}
+    for family, arm in (("real", "real"), ("real", "augment"), ("naive", "replay"), ("naive", "synthetic")):
+        networks = [classifier.load(done.runs / family / arm / f"{i}.safetensors") for i in range(2)]
+        guesses = [classifier.predict(n, test.images()).argmax(1) for n in networks]
+        scores[arm] = np.mean([balanced_accuracy_score(y, g) for g in guesses])
+        assert metrics["arms"][arm]["balanced_accuracy"]["estimate"] == pytest.approx(scores[arm], abs=1e-6)
+        recall = np.mean([recall_score(y, g, average=None) for g in guesses], 0)
+        assert details["recall"][arm]["9"]["estimate"] == pytest.approx(recall[9], abs=1e-6)
+        assert metrics["arms"][arm]["tail_recall"]["estimate"] == pytest.approx(recall[7:].mean(), abs=1e-6)
+    best = metrics["best_real_arm"]
+    for row in gains:
+        if row["metric"] == "balanced_accuracy" and row["arm"] in scores:
+            assert float(row["estimate"]) == pytest.approx(scores[row["arm"]] - scores[best], abs=2e-6)
+
+
+def test_evaluate_is_a_function_of_its_inputs(done: Project) -> None:
+    assert done.evaluate(PARAMS) == done.evaluate(PARAMS)
+
+
+def test_the_rival_is_the_best_on_validation_with_replay_among_them(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = done.runs / "naive/choice.json"
+    before = file.read_text()
+    changed = json.loads(before)
+    changed["validation"]["replay"]["mean"] = 2.0
+    try:
+        file.write_text(json.dumps(changed))
+        assert done.evaluate(PARAMS)[0]["best_real_arm"] == "replay"
+    finally:
+        file.write_text(before)
+    assert done.evaluate(PARAMS)[0]["best_real_arm"] == choice(done, "real")["best_real_arm"]
+
+
+def test_of_several_generators_the_best_on_validation_is_the_primary_one(project: Project) -> None:
+    params = digits_project.params(generators=["naive", "flow_matching"], evaluate={"bootstrap": 100})
+    project.real(params)
+    project.family(params)
+    changed = project.family(params, "flow_matching")
+    changed["validation"]["synthetic"]["mean"] = 2.0
+    (project.runs / "flow_matching/choice.json").write_text(json.dumps(changed))
+    metrics = project.evaluate(params)[0]
+    assert metrics["generator"] == "flow_matching"
+    assert set(metrics["generators"]) == {"naive", "flow_matching"}
+    assert metrics["generators"]["flow_matching"]["gain"] == metrics["gain"]
+    assert metrics["generators"]["naive"]["verdict"] in ("gain", "no_gain", "harm")
+
+
+def test_a_test_row_in_train_stops_the_stage(project: Project) -> None:
+    train_file = project.prepared / "train.parquet"
+    rows = Manifest.read(train_file).table, Manifest.read(project.prepared / "test.parquet").table.slice(0, 1)
+    import pyarrow as pa
+
+    pq.write_table(pa.concat_tables(rows), train_file)
+    with pytest.raises(LeakError, match="test"):
+        project.real(PARAMS)
+    assert not (project.runs / "real").exists()
+
+
+def test_bad_input_is_one_line(done: Project, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--pool"):
+        train.run(PARAMS, done.prepared, tmp_path / "x", "naive")
+    with pytest.raises(DataError, match=r"choice\.json"):
+        evaluate.run(PARAMS, done.prepared, tmp_path, tmp_path / "m", tmp_path / "g", tmp_path)
+    short = tmp_path / "verdicts"
+    short.mkdir()
+    pq.write_table(pq.read_table(done.folder / "verdicts/naive/images.parquet").slice(1), short / "images.parquet")
+    with pytest.raises(DataError, match="no verdict"):
+        train.run(PARAMS, done.prepared, tmp_path / "x", "naive", done.folder / "pools/naive", short, done.runs / "real")
+
+
+def test_weights_hold_no_code_and_their_config(done: Project) -> None:
+    card = weights.load(done.runs / "naive/synthetic_only/1.safetensors")[1]
+    assert (card["arm"], card["number"], card["n_classes"], card["shape"]) == ("synthetic_only", 1, 10, [1, 8, 8])
+
+
+def test_a_campaign_is_one_for_all_arms() -> None:
+    assert "config" in Campaign.__dataclass_fields__ and "steps" not in Campaign.__dataclass_fields__

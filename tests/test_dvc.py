@@ -1,0 +1,194 @@
+"""dvc.yaml: stages in order, code dependencies that cover what a stage imports, the test set opened by one stage alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import FAMILIES
+from pipeline.stages.__main__ import VERBS
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = ROOT / "pipeline"
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+# Files that cannot change what a stage writes: settings are parameters of their own (no default stands in Python), and the
+# rest are messages and the reading of options. As dependencies of every stage they would rerun all for a message.
+NOT_RESULTS = {PIPELINE / "errors.py", PIPELINE / "config.py", PIPELINE / "stages/__main__.py"}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Dotted names of modules of the package that `file` imports, at the top or in a function, but for types alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports are not followed"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_of(module: str) -> Iterator[Path]:
+    """The files that run when a module of the package is imported: its own and its parents'. None for other modules."""
+    names = module.split(".")
+    if names[0] == "pipeline":
+        for n in range(1, len(names) + 1):
+            place = ROOT.joinpath(*names[:n])
+            yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file())
+
+
+def closure(*modules: str) -> set[Path]:
+    """Files that importing `modules` can reach, those without code and NOT_RESULTS left out."""
+    waiting = [file for module in modules for file in files_of(module)]
+    found: set[Path] = set()
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += [other for module in imported(file) for other in files_of(module)]
+    return {file for file in found - NOT_RESULTS if has_code(file)}
+
+
+def has_code(file: Path) -> bool:
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def lazily_imported(verb: str, family: str | None) -> list[str]:
+    """Modules that a stage imports by name, which no AST shows."""
+    if verb in ("fit", "sample"):
+        return [f"pipeline.generators.{family}"]
+    if verb == "prepare":
+        return [f"pipeline.datasets.{source}" for source in ("digits", "folder", "table", "idx", "torchvision")]
+    return []
+
+
+def expanded() -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(stage, verb, family, its entry) for each stage and each family there is."""
+    for name, entry in DVC.items():
+        for family in FAMILIES if "matrix" in entry else [None]:
+            verb = entry["cmd"].split("pipeline.stages ")[1].split()[0]
+            yield f"{name}@{family}" if family else name, verb, family, entry
+
+
+def path_of(dependency: str, family: str | None) -> str:
+    for key, value in (
+        ("item.family", family),
+        ("data.path", PARAMS["data"]["path"]),
+        ("external.path", PARAMS["external"]["path"]),
+    ):
+        dependency = dependency.replace(f"${{{key}}}", str(value))
+    return dependency
+
+
+def missing(verb: str, family: str | None, deps: list[str]) -> list[str]:
+    """Files that the stage imports and that no dependency covers."""
+    declared = [ROOT / path_of(dep, family) for dep in deps]
+    needed = closure(f"pipeline.stages.{verb}", *lazily_imported(verb, family))
+    return sorted(str(f.relative_to(ROOT)) for f in needed if not any(f == d or d in f.parents for d in declared))
+
+
+STAGES = list(expanded())
+IDS = [stage for stage, *_ in STAGES]
+
+
+@pytest.mark.parametrize(("stage", "verb", "family", "entry"), STAGES, ids=IDS)
+def test_code_dependencies_cover_the_imports(stage: str, verb: str, family: str | None, entry: dict[str, Any]) -> None:
+    assert missing(verb, family, entry["deps"]) == []
+
+
+@pytest.mark.parametrize(("stage", "verb", "family", "entry"), STAGES, ids=IDS)
+def test_each_code_dependency_exists_and_is_imported(stage: str, verb: str, family: str | None, entry: dict[str, Any]) -> None:
+    every_family = {file for name in FAMILIES for file in closure(f"pipeline.stages.{verb}", *lazily_imported(verb, name))}
+    for dep in entry["deps"]:
+        if dep.startswith("pipeline/"):
+            path = ROOT / path_of(dep, family)
+            assert path.exists(), f"{stage} depends on {dep}, which is not there"
+            used = [file for file in every_family if file == path or path in file.parents]
+            assert used, f"{stage} depends on {dep}, which it does not import"
+
+
+def test_a_missing_dependency_is_found() -> None:
+    """Each file that is named alone is missed when its line goes: by every stage, or by one family of a matrix."""
+    for name, entry in DVC.items():
+        runs = [(verb, family) for stage, verb, family, _ in STAGES if stage.split("@")[0] == name]
+        for dep in entry["deps"]:
+            if dep.endswith(".py"):
+                others = [other for other in entry["deps"] if other != dep]
+                assert any(path_of(dep, family) in missing(verb, family, others) for verb, family in runs), (name, dep)
+
+
+def test_imports_in_functions_and_lazy_ones_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline.arms\n"
+    file.write_text(f"{for_types}def f():\n    from pipeline import seeds\n")
+    assert "pipeline.seeds" in set(imported(file)) and "pipeline.arms" not in set(imported(file))
+
+
+def test_families_do_not_share_a_file_of_their_own() -> None:
+    for stage, _, family, entry in STAGES:
+        named = {path_of(dep, family) for dep in entry["deps"]} if family else set()
+        others = {f"pipeline/generators/{other}.py" for other in FAMILIES if other != family}
+        assert not named & (others | {"pipeline/generators"}), stage
+
+
+def test_stages_stand_in_topological_order() -> None:
+    made: list[str] = []
+    for name, entry in DVC.items():
+        for dep in map(str, entry["deps"]):
+            makers = [out for out in made if out == dep or out.startswith(f"{dep}/") or dep.startswith(f"{out}/")]
+            is_result = dep.startswith("data/") and dep != "data/lists"
+            assert makers or (not is_result and not dep.endswith((".json", ".csv"))), (
+                f"{name} depends on {dep}, made later or never"
+            )
+        made += outs(entry)
+
+
+def outs(entry: dict[str, Any]) -> list[str]:
+    listed = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in listed]
+
+
+def test_only_evaluate_opens_the_test_set() -> None:
+    readers = [
+        name for name, entry in DVC.items() if "data/prepared/test.parquet" in entry["deps"] or "data/prepared" in entry["deps"]
+    ]
+    assert readers == ["evaluate"]
+    for verb in VERBS:
+        if verb != "evaluate":
+            text = (PIPELINE / f"stages/{verb}.py").read_text(encoding="utf-8")
+            assert ".test()" not in text and "test.parquet" not in text.replace("test.parquet,", ""), verb
+
+
+@pytest.mark.parametrize(("stage", "verb", "family", "entry"), STAGES, ids=IDS)
+def test_commands_give_the_options_that_the_verb_takes(
+    stage: str, verb: str, family: str | None, entry: dict[str, Any]
+) -> None:
+    words = entry["cmd"].split()
+    assert words[:3] == ["python", "-m", "pipeline.stages"]
+    given = {word.removeprefix("--") for word in words if word.startswith("--")}
+    required = {option for option in VERBS[verb] if not option.endswith("?")}
+    assert required <= given <= {option.rstrip("?") for option in VERBS[verb]}
+
+
+def test_a_family_depends_on_its_own_settings_alone() -> None:
+    for name in ("fit", "sample", "validate", "train_synthetic"):
+        params = [str(p) for p in DVC[name]["params"] if not isinstance(p, dict)]
+        assert not set(params) & set(FAMILIES) and "generators" not in params, name
+    assert "${item.family}" in DVC["fit"]["params"]
+
+
+def test_every_setting_is_a_parameter_of_the_stage_that_uses_it_and_of_evaluate() -> None:
+    assert {"params.yaml": None} in DVC["evaluate"]["params"]
+    named = {str(p).split(".")[0] for entry in DVC.values() for p in entry.get("params", []) if not isinstance(p, dict)}
+    assert set(PARAMS) - named - set(FAMILIES) == {"evaluate"}

@@ -1,0 +1,162 @@
+"""Checks against real images that nobody has seen, and against images that are wrong in a known way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from judged import CLASSES, PARAMS, SETTINGS, Digits, manifest
+
+from pipeline.errors import DataError, LeakError
+from pipeline.features import Judges
+from pipeline.validation.checks import FARTHEST, SAME, Checks, thumbnails
+
+GATED = ("blank", "copy", "label", "outlier")
+
+
+def failed(checks: Checks, images: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Which image fails which check, and under "any" which fails at all."""
+    seen = checks.measure(torch.from_numpy(np.ascontiguousarray(images)), targets)
+    out = {name: ~checks.bands[name].passes(seen.values[name], targets) for name in GATED}
+    return out | {"any": np.any(list(out.values()), axis=0)}
+
+
+def test_new_real_images_are_accepted_in_every_class(checks: Checks, digits: Digits) -> None:
+    rejected = failed(checks, digits.images, digits.targets)
+    assert rejected["any"].mean() < 0.1
+    assert not rejected["copy"].any()
+    for c in range(10):
+        # A class of 3 or 4 images is hard to recognise; the outlier threshold must not punish it for being rare.
+        assert rejected["outlier"][digits.targets == c].mean() < 0.15
+        assert rejected["any"][digits.targets == c].mean() < 0.4
+
+
+def test_copies_are_rejected_with_noise_or_another_contrast(checks: Checks, digits: Digits) -> None:
+    images, targets = digits.train.images().numpy(), digits.train.targets(CLASSES).numpy()
+    noise = np.random.default_rng(0).normal(0, 6, images.shape)
+    for copied in (images, images * 0.7 + 20, np.clip(images + noise, 0, 255)):
+        seen = checks.measure(torch.from_numpy(copied.astype(np.uint8)), targets)
+        assert (~checks.bands["copy"].passes(seen.values["copy"], targets)).mean() > 0.98
+        assert (seen.nearest == np.arange(len(images))).mean() > 0.98
+
+
+def test_noise_wrong_labels_and_blank_images_are_rejected(checks: Checks, digits: Digits) -> None:
+    chance = np.random.default_rng(1)
+    some, targets = digits.images[::3], digits.targets[::3]
+    noise = chance.integers(0, 256, some.shape, dtype=np.uint8)
+    assert failed(checks, noise, targets)["any"].mean() > 0.95
+    assert failed(checks, 255 - some, targets)["outlier"].mean() > 0.95
+    wrong = (targets + chance.integers(1, 10, len(targets))) % 10
+    assert failed(checks, some, wrong)["any"].mean() > 0.95
+    assert failed(checks, some, wrong)["label"].mean() > 0.9
+    assert failed(checks, np.full_like(some, 77), targets)["blank"].all()
+
+
+def test_blank_looks_at_each_channel_alone(checks: Checks) -> None:
+    # A picture of one colour is blank although its channels differ.
+    pixels = torch.tensor([10, 200, 90], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 8, 8)
+    spread = pixels.double().flatten(2).std(2, correction=0).amax(1)
+    assert float(spread) == 0.0 and float(pixels.double().std()) > 50
+
+
+def test_mirrored_copies_are_found_where_mirroring_keeps_the_label(digits: Digits, judges: Judges) -> None:
+    images, targets = digits.train.images().numpy(), digits.train.targets(CLASSES).numpy()
+    for flips, mirrored in (("horizontal", images[..., ::-1]), ("both", images[..., ::-1, ::-1])):
+        checks = Checks(digits.train, judges, CLASSES, settings=PARAMS.validate_, flips=flips, seed=0)
+        assert failed(checks, mirrored, targets)["copy"].all()
+
+
+def test_duplicates_keep_the_first(checks: Checks, digits: Digits) -> None:
+    images = np.concatenate(
+        [digits.images[:200], digits.images[:50], np.clip(digits.images[50:100] + 3.0, 0, 255).astype(np.uint8)]
+    )
+    hashes = np.array([str(i) for i in range(200)] + [str(i) for i in range(50)] + [f"x{i}" for i in range(50)])
+    distance = checks.duplicates(thumbnails(torch.from_numpy(images)).astype(np.float16), hashes)
+    assert (distance[200:250] == 0).all()
+    assert (distance[250:] < 2 * SAME).mean() > 0.95
+    assert (distance[:200] > checks.bands["copy"].low.max()).all()
+    assert checks.duplicates(np.zeros((1, 64), np.float16), np.array(["a"])).tolist() == [FARTHEST]
+
+
+def test_the_search_for_duplicates_finds_all_near_ones(checks: Checks) -> None:
+    chance = np.random.default_rng(2)
+    vectors = chance.standard_normal((1500, 64)).astype(np.float32)
+    near = vectors + 0.1 * chance.standard_normal(vectors.shape).astype(np.float32)
+    both = np.concatenate([vectors, near])
+    both /= np.linalg.norm(both, axis=1, keepdims=True)
+    distance = checks.duplicates(both.astype(np.float16), np.arange(3000).astype(str))
+    assert (distance[1500:] < 0.2).mean() > 0.97
+
+
+def test_a_verdict_does_not_depend_on_the_company(checks: Checks, digits: Digits) -> None:
+    pixels, targets = torch.from_numpy(digits.images[:60]), digits.targets[:60]
+    whole, part = checks.measure(pixels, targets), checks.measure(pixels[40:], targets[40:])
+    for name in GATED:
+        np.testing.assert_allclose(whole.values[name][40:], part.values[name], rtol=1e-4, atol=1e-4)
+
+
+def test_small_classes_lean_on_all_classes(checks: Checks) -> None:
+    """t_c = w q_c + (1 - w) q_pool: in closed form for two classes of constant distances."""
+    distances = np.concatenate([np.full((60, 10), 1.0), np.full((3, 10), 3.0)])
+    classes = np.repeat([0, 1], [60, 3])
+    out = checks._shrunk(distances, classes, 0.5, empty=np.inf)
+    shrinkage = PARAMS.validate_.shrinkage
+    assert out[0] == pytest.approx(1.0)
+    assert out[1] == pytest.approx(3 / (3 + shrinkage) * 3.0 + shrinkage / (3 + shrinkage) * 1.0)
+    assert out[5] == pytest.approx(1.0)
+    assert np.isinf(checks._shrunk(distances[:0], classes[:0], 0.5, empty=np.inf)).all()
+
+
+def test_the_outlier_threshold_of_a_rare_class_is_that_of_few_references(checks: Checks) -> None:
+    high = checks.bands["outlier"].high
+    assert high[9] > high[0]
+
+
+def test_calibration_refuses_other_rows(digits: Digits, judges: Judges) -> None:
+    with pytest.raises(DataError, match="other train rows"):
+        Checks(digits.val, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    leaking = digits.train.table.set_column(3, "split", [["test"] + ["train"] * (len(digits.train) - 1)])
+    with pytest.raises(LeakError):
+        Checks(type(digits.train)(leaking), judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+
+
+def test_real_duplicates_in_train_do_not_let_copies_pass(digits: Digits, tmp_path: Path) -> None:
+    images = np.repeat(digits.train.images().numpy(), 2, axis=0)
+    rows = manifest(images, list(np.repeat(digits.train.column("label"), 2)), "twice")
+    judges = Judges.fit(rows, CLASSES, settings=SETTINGS.model_copy(update={"steps": 2}), flips="none", seed=0, folder=tmp_path)
+    checks = Checks(rows, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    assert failed(checks, images, rows.targets(CLASSES).numpy())["copy"].all()
+
+
+@pytest.mark.skipif("TAILFORGE_DATASETS" not in os.environ, reason="TAILFORGE_DATASETS is not set")
+def test_mnist_with_its_long_tail(tmp_path: Path) -> None:
+    folder = Path(os.environ["TAILFORGE_DATASETS"]) / "mnist"
+    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    ids = json.loads((folder / "mnist_lt_ir100.json").read_text())["ids"]
+    images = np.ascontiguousarray(images.reshape(-1, 1, 14, 2, 14, 2).mean((3, 5)).round().astype(np.uint8))
+    train = np.concatenate([ids[c][:150] for c in CLASSES])
+    rest = np.random.default_rng(0).choice(
+        np.setdiff1d(np.arange(len(images)), np.concatenate([ids[c] for c in CLASSES])), 600, False
+    )
+    rows = manifest(images[train], [CLASSES[c] for c in labels[train]], "train")
+    settings = SETTINGS.model_copy(update={"steps": 150})
+    judges = Judges.fit(rows, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
+    checks = Checks(rows, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    targets = labels[rest].astype(np.int64)
+    assert failed(checks, images[rest], targets)["any"].mean() < 0.08
+    assert failed(checks, images[rest], (targets + 1) % 10)["any"].mean() > 0.9
+    assert failed(checks, images[train], labels[train].astype(np.int64))["copy"].all()
+    assert (
+        failed(
+            checks, np.random.default_rng(1).permuted(images[rest].reshape(600, -1), axis=1).reshape(600, 1, 14, 14), targets
+        )["outlier"].mean()
+        > 0.95
+    )

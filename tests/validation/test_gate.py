@@ -1,0 +1,165 @@
+"""The gate, and the stages that fit the judges and judge a pool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from judged import CLASSES, PARAMS, Digits, manifest
+
+from pipeline import work
+from pipeline.errors import TailforgeError
+from pipeline.features import Judges
+from pipeline.images import encode_png
+from pipeline.manifest import Manifest
+from pipeline.stages import judges as judges_stage
+from pipeline.stages import validate as validate_stage
+from pipeline.validation import gate
+from pipeline.validation.checks import CHECKS
+
+
+@pytest.fixture
+def project(digits: Digits, judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with prepared rows, judges and a pool: 60 real images that nobody has seen, 6 copies, 6 of noise, 2 broken."""
+    monkeypatch.chdir(tmp_path)
+    prepared = tmp_path / "data/prepared"
+    prepared.mkdir(parents=True)
+    pq.write_table(digits.train.table, prepared / "train.parquet")
+    pq.write_table(digits.val.table, prepared / "val.parquet")
+    work.write_json(prepared / "dataset.json", {"classes": CLASSES, "image_size": 8, "channels": 1})
+    judges.save(tmp_path / "data/judges")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+    images = np.concatenate([digits.images[:60], digits.train.images().numpy()[:6], noise])
+    labels = [CLASSES[t] for t in digits.targets[:60]] + list(digits.train.column("label")[:6]) + ["5"] * 8
+    pool = manifest(images, labels, "naive", family="naive", sources=[["train-1"]] * len(images))
+    pngs = pool.table["image"].to_pylist()
+    pngs[72], pngs[73] = b"torn", encode_png(torch.zeros(3, 9, 9, dtype=torch.uint8))
+    write_pool(tmp_path, pool.table.set_column(1, "image", pa.array(pngs, pa.binary())))
+    return tmp_path
+
+
+def write_pool(project: Path, table: pa.Table, family: str = "naive") -> None:
+    folder = project / "data/pools" / family
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(0, len(table), 40):
+        pq.write_table(table.slice(i, 40), folder / f"part-{i // 40:05d}.parquet")
+
+
+def validate(project: Path, family: str = "naive") -> dict[str, object]:
+    data = Path("data")
+    validate_stage.run(
+        PARAMS,
+        family,
+        data / "prepared",
+        data / "judges",
+        data / "pools" / family,
+        data / "verdicts" / family,
+        data / "docs" / family,
+    )
+    return summary(project, family)
+
+
+def summary(project: Path, family: str = "naive") -> dict[str, object]:
+    return dict(json.loads((project / "data/verdicts" / family / "summary.json").read_text()))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_pool_is_judged(project: Path, digits: Digits) -> None:
+    told = validate(project)
+    images = pq.read_table(project / "data/verdicts/naive/images.parquet").to_pandas()
+    verdicts = pq.read_table(project / "data/verdicts/naive/verdicts.parquet").to_pandas()
+    assert images["accepted"][:60].mean() > 0.85
+    assert images["reason"][60:66].tolist() == ["copy"] * 6
+    assert images["nearest"][60:66].tolist() == [f"train-{i}" for i in range(6)]
+    assert not images["accepted"][66:].any()
+    assert images["reason"][72:].tolist() == ["form", "form"]
+    assert images["reason"].isna().equals(images["accepted"])
+    assert len(verdicts) == len(images) * len(CHECKS)
+    whole = verdicts.groupby("sample_id", sort=False)["passed"].all()
+    assert whole.tolist() == images["accepted"].tolist()
+    copy = verdicts[(verdicts["check"] == "copy") & ~verdicts["passed"] & verdicts["value"].notna()]
+    assert (copy["value"] < copy["low"]).all() and copy["high"].isna().all()
+    assert told["n"] == 74 and told["unknown_sources"] is False and told["expectations"]["success"] in (True, False)
+    counted = sum(told["accepted"].values()) + sum(n for by in told["rejected"].values() for n in by.values())
+    assert counted == 74
+    assert set(told["thresholds"]) == set(CHECKS) and set(told["thresholds"]["copy"]) == set(CLASSES)
+    assert {"kid", "unfiltered_kid", "coverage", "c2st", "near_copies"} <= set(told["fidelity"])
+    assert told["fidelity"]["unfiltered_near_copies"]["estimate"] >= 6 / 72
+    assert "needed" in told["fidelity"]["kid"]["warning"]
+    assert (project / "data/docs/naive/index.html").exists()
+
+
+def test_equal_inputs_give_equal_bytes(project: Path) -> None:
+    validate(project)
+    first = tree(project / "data/verdicts") | tree(project / "data/docs")
+    validate(project)
+    assert tree(project / "data/verdicts") | tree(project / "data/docs") == first
+
+
+def test_a_critical_failure_ends_the_stage_when_all_is_written(
+    project: Path, digits: Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = manifest(digits.images[:9], ["1"] * 9, "naive", family="naive", sources=[["val-0"]] * 9)
+    for old in (project / "data/pools/naive").iterdir():
+        old.unlink()
+    write_pool(project, pool.table)
+    with pytest.raises(TailforgeError, match="1 critical expectation") as caught:
+        validate(project)
+    assert caught.value.exit_status == 1
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "critical" in one]
+    assert "sources_in_train" in line and "naive-0" in line
+    told = summary(project)
+    assert told["expectations"]["success"] is False and sum(told["accepted"].values()) == 0
+    assert pq.read_table(project / "data/verdicts/naive/images.parquet").num_rows == 0
+    assert (project / "data/docs/naive/index.html").exists()
+
+
+def test_unknown_sources_are_said_and_do_not_fail(project: Path, digits: Digits) -> None:
+    labels = [CLASSES[t] for t in digits.targets[:20]]
+    write_pool(
+        project, manifest(digits.images[:20], labels, "external", family="external", sources=[None] * 20).table, "external"
+    )
+    told = validate(project, "external")
+    assert told["unknown_sources"] is True
+    assert any("sources unknown" in str(line) for line in told["warnings"])  # type: ignore[attr-defined]
+
+
+def test_an_empty_pool_is_judged(project: Path) -> None:
+    for old in sorted((project / "data/pools/naive").iterdir())[1:]:
+        old.unlink()
+    (old,) = (project / "data/pools/naive").iterdir()
+    pq.write_table(Manifest.read(old).table.slice(0, 0), old)
+    told = validate(project)
+    assert told["n"] == 0 and sum(told["accepted"].values()) == 0
+    assert told["fidelity"] == {} and told["expectations"]["success"] is False
+    assert all("critical" not in str(line) for line in told["warnings"])  # type: ignore[attr-defined]
+
+
+def test_the_judges_stage_gives_the_same_bytes_after_a_kill(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = PARAMS.model_copy(update={"judges": PARAMS.judges.model_copy(update={"steps": 3})})
+    out = project / "data/judges2"
+    judges_stage.run(params, Path("data/prepared"), Path("data/judges1"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Judges, "save", lambda self, folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        judges_stage.run(params, Path("data/prepared"), Path("data/judges2"))
+    assert not out.exists()
+    judges_stage.run(params, Path("data/prepared"), Path("data/judges2"))
+    assert tree(out) == tree(project / "data/judges1")
+    assert not (project / ".tailforge/partial/data-judges2").exists()
+
+
+def test_broken_images_are_told_one_by_one() -> None:
+    good = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
+    pixels, form = gate.decode(
+        [encode_png(good), b"", encode_png(good[:, :4]), encode_png(good)[:40], encode_png(good)], (1, 8, 8)
+    )
+    assert form.tolist() == [True, False, False, False, True]
+    assert torch.equal(pixels[0], good) and not pixels[1].any()
