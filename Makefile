@@ -6,8 +6,10 @@ STAMP := .venv/.installed
 
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
+# Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint pins clean
+.PHONY: install demo test lint pins readme clean
 
 install: $(STAMP)
 
@@ -37,6 +39,10 @@ lint: install
 pins:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--group dev pyproject.toml -o requirements.txt
+
+# The table in README.md from the metrics.json that is there.
+readme: install
+	$(BIN)/python -m benchmarks.readme_table
 
 clean:
 	rm -rf .venv .tailforge dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

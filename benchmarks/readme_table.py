@@ -14,7 +14,9 @@ START, END = "<!-- results: written by `make readme` -->", "<!-- end of results 
 
 def interval(value: dict[str, float] | None, scale: float = 1.0, form: str = ".3f") -> str:
     """`estimate [low, high]`, or a dash where the metric is not defined."""
-    return "–" if value is None else "{} [{}, {}]".format(*(format(value[k] * scale, form) for k in ("estimate", "low", "high")))
+    return (
+        "–" if value is None else "{} [{}, {}]".format(*(format(value[k] * scale, form) for k in ("estimate", "low", "high")))
+    )
 
 
 def table(metrics: dict[str, Any]) -> str:

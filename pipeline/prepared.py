@@ -1,9 +1,9 @@
 """Prepared: what the stage `prepare` leaves behind, and the only way to open it.
 
-    train.parquet  val.parquet  test.parquet    real rows (Manifest)
-    external.parquet                            synthetic rows made elsewhere (Manifest), often none
-    dataset.json                                classes in order, image_size, channels, counts, what was set aside
-    inputs.json                                 per family, the hash of what it takes from outside, or null
+train.parquet  val.parquet  test.parquet    real rows (Manifest)
+external.parquet                            synthetic rows made elsewhere (Manifest), often none
+dataset.json                                classes in order, image_size, channels, counts, what was set aside
+inputs.json                                 per family, the hash of what it takes from outside, or null
 """
 
 from __future__ import annotations

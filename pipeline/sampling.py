@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline import images, work
+from pipeline.errors import Diverged
 from pipeline.generators.base import GenerativeModel
 from pipeline.manifest import Manifest
 from pipeline.seeds import derive
@@ -86,7 +87,10 @@ def _write_shard(
 ) -> None:
     rows, n = slice(start, stop), stop - start
     labels = torch.tensor(plan.labels[rows], dtype=torch.int64)
-    made = images.to_uint8(model.sample(labels, plan.seeds[rows])) if n else torch.empty(0, 1, 1, 1, dtype=torch.uint8)
+    sampled = model.sample(labels, plan.seeds[rows]) if n else torch.empty(0, 1, 1, 1)
+    if not bool(sampled.isfinite().all()):  # a PNG could not show it
+        raise Diverged(f"{family} sampled values that are not finite", remedy=f"lower lr in section {family} of params.yaml")
+    made = images.to_uint8(sampled)
     manifest = Manifest.from_columns(
         sample_id=plan.ids[rows], image=images.encode_all(made), label=np.array(classes)[labels.numpy()],
         split=["train"] * n, group=plan.ids[rows], origin=["synthetic"] * n, generator=[family] * n, seed=plan.seeds[rows],

@@ -8,6 +8,7 @@ Heun's last step is Euler's, as v is not asked for at t = 0 (Karras et al., EDM,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ def times(steps: int) -> list[float]:
 def euler(velocity: Velocity, x1: Tensor, steps: int) -> Tensor:
     """x_0 (n, c, h, w) from x_1 in `steps` evaluations."""
     x, grid = x1, times(steps)
-    for t, s in zip(grid, grid[1:], strict=False):
+    for t, s in itertools.pairwise(grid):
         x = x + (s - t) * velocity(x, t)
     return x
 
@@ -32,7 +33,7 @@ def euler(velocity: Velocity, x1: Tensor, steps: int) -> Tensor:
 def heun(velocity: Velocity, x1: Tensor, steps: int) -> Tensor:
     """x_0 (n, c, h, w) from x_1 in 2 steps - 1 evaluations."""
     x, grid = x1, times(steps)
-    for t, s in zip(grid, grid[1:], strict=False):
+    for t, s in itertools.pairwise(grid):
         v = velocity(x, t)
         ahead = x + (s - t) * v
         x = ahead if s == 0.0 else x + (s - t) * 0.5 * (v + velocity(ahead, s))

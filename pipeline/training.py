@@ -71,7 +71,9 @@ class Learner:
         """One update by `loss` at step k; returns the loss. Raises Diverged before a non-finite loss touches the weights."""
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise Diverged(f"loss {value} at step {k}", expected="a finite loss", remedy="lower lr in this section of params.yaml")
+            raise Diverged(
+                f"loss {value} at step {k}", expected="a finite loss", remedy="lower lr in this section of params.yaml"
+            )
         plan = self.plan
         for group in self.optimiser.param_groups:
             group["lr"] = plan.lr * min(1.0, (k + 1) / max(1, plan.warmup)) * 0.5 * (1 + math.cos(math.pi * k / plan.steps))
@@ -192,9 +194,28 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Inside, torch computes on `n` threads of the processor; 0 leaves their number as it is.
+
+    Networks for tiny images gain little from a second thread, stall on a busy machine while they wait for it, and give other
+    roundings with another number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def device() -> torch.device:
     """The accelerator where there is one, else the processor."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator() or torch.device("cpu")
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
 
 
 def autocast(precision: str, where: torch.device) -> torch.autocast:

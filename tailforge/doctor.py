@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tailforge import project
+
 PACKAGES = ("tailforge", "torch", "torchvision", "diffusers", "prefect", "dvc", "great-expectations")
 
 
@@ -30,6 +32,7 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
         f"{folder.absolute()}" if is_project else f"none in {folder.absolute()}: `tailforge init PATH --data FOLDER`",
     )
     if is_project:
+        project.opened(folder)
         changes = _said("git", "status", "--porcelain", cwd=folder)
         yield "git state", "no repository" if changes is None else f"{len(changes.splitlines())} changed files"
         yield "dvc state", _dvc_state(folder)

@@ -70,7 +70,10 @@ def _settle(folder: Path, overrides: Sequence[str]) -> bool:
 
 
 def _sources(folder: Path, params: config.Params) -> None:
-    """Folders that DVC wants to exist: the source must, one that is not used is made. Raises ConfigError, DataError."""
+    """Folders that DVC wants to exist: the source must, one that is not used is made. Warns of a list that DVC does not see.
+
+    Raises ConfigError, DataError.
+    """
     external = str(params.families.get("external", {}).get("path", ""))
     for key, path, needed in (
         ("data.path", params.data.path, params.data.source not in ("digits", "torchvision")),
@@ -82,6 +85,14 @@ def _sources(folder: Path, params: config.Params) -> None:
             if needed:
                 raise DataError(f"{key}={path!r} does not exist", expected="a folder with images", remedy=f"set {key}")
             (folder / path).mkdir(parents=True, exist_ok=True)
+    if params.data.groups or params.scarcity.kind == "ids":
+        from pipeline.datasets import lists
+
+        seen = [(folder / place).resolve() for place in (params.data.path, "data/lists")]
+        for key, file in lists.files(params).items():
+            if not any(file.resolve().is_relative_to(place) for place in seen):
+                remedy = f"copy it to data/lists and set {key}"
+                print(f"warning: {key}={str(file)!r} lies where DVC does not see it change; {remedy}", file=sys.stderr)
 
 
 def _flow(folder: Path, force: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ SETTINGS = {
     "flow_matching": {
         "network": "unet", "width": 16, "depth": 1, "patch": 1, "dropout": 0.0, "steps": 250, "batch_images": 64, "lr": 0.004,
         "ema": 0.98, "class_power": 0.5, "label_dropout": 0.1, "augment": 0.1, "guidance_scale": 1.0, "solver_steps": 6,
-        "block_images": 16, "precision": "fp32",
+        "block_images": 16, "precision": "fp32", "threads": 1,
     },
     "external": {"path": "data/external"},
 }  # fmt: skip

@@ -17,7 +17,7 @@ CLASSES = [str(i) for i in range(10)]
 COUNTS = [40, 30, 24, 20, 16, 12, 8, 6, 4, 3]
 ROOT = Path(__file__).parents[1]
 PARAMS = config.read(ROOT / "params.yaml")
-SETTINGS = PARAMS.judges.model_copy(update={"steps": 120})
+SETTINGS = PARAMS.judges
 
 
 def manifest(

@@ -129,6 +129,15 @@ def test_bad_input_is_one_line_and_changes_nothing(toy: Path, command: Command, 
     assert (toy / "params.yaml").read_bytes() == before
 
 
+def test_a_list_that_dvc_does_not_see_is_warned_of(toy: Path, command: Command) -> None:
+    (toy / "data/groups.json").write_text("[]")
+    (toy / "data/lists").mkdir()
+    (toy / "data/lists/groups.json").write_text("[]")
+    outside = command(*MAIN, "run", "-S", "data.groups=data/groups.json", "--force", "nosuch", cwd=toy, check=False).stderr
+    inside = command(*MAIN, "run", "-S", "data.groups=data/lists/groups.json", "--force", "nosuch", cwd=toy, check=False).stderr
+    assert "warning: data.groups=" in outside and "copy it to data/lists" in outside and "warning" not in inside
+
+
 def test_a_failed_stage_gives_its_exit_status_and_its_lines(toy: Path, command: Command) -> None:
     done = command(*MAIN, "run", "-S", "seed=13", cwd=toy, check=False)
     assert done.returncode == 2 and "error: seed=13; expected a lucky one; change seed" in done.stderr, done.stderr

@@ -59,7 +59,7 @@ def test_a_bad_setting_is_named_with_value_and_expectation(tmp_path: Path, chang
 def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="params.yaml"):
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
         config.read(file)
     with pytest.raises(ConfigError, match="tailforge init"):
         config.read(tmp_path / "absent.yaml")

@@ -53,12 +53,13 @@ def test_a_row_that_is_not_train_is_refused(split: str, digits: Digits, tmp_path
 
 
 def test_judges_recognise_new_images_and_survive_a_round_trip(digits: Digits, tmp_path: Path) -> None:
-    judges = digits.judges(tmp_path)
+    settings = SETTINGS.model_copy(update={"steps": 120})
+    judges = Judges.fit(digits.train, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
     pixels = torch.from_numpy(digits.images)
     said = judges.probabilities(pixels)
     assert said.shape == (3, len(pixels), 10)
     np.testing.assert_allclose(said.sum(2), 1, atol=1e-5)
-    assert (said.mean(0).argmax(1) == digits.targets).mean() > 0.8
+    assert (said.mean(0).argmax(1) == digits.targets).mean() > 0.7
     again = Judges.load(tmp_path)
     np.testing.assert_array_equal(again.embed(pixels[:9]), judges.embed(pixels[:9]))
     np.testing.assert_array_equal(again.folds, judges.folds)

@@ -56,7 +56,7 @@ def test_a_bad_file_is_named(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:-40])
     elif damage == "columns":
         pq.write_table(pa.table({"x": [1]}), file)
-    with pytest.raises(DataError, match="train.parquet"):
+    with pytest.raises(DataError, match=r"train\.parquet"):
         Manifest.read(file)
 
 

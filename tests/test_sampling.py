@@ -11,6 +11,7 @@ import torch
 from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
 
 from pipeline import images, sampling
+from pipeline.errors import Diverged
 from pipeline.generators.external import Model as External
 from pipeline.generators.naive import Config, Model
 from pipeline.images import to_uint8
@@ -102,6 +103,15 @@ def test_nothing_to_fill_is_an_empty_pool(model: Model, train: Manifest, tmp_pat
     plan = sampling.fill("naive", train, NAMES, fill_to=3, surplus=2.0, seed=0)
     sampling.write_pool(model, "naive", plan, NAMES, tmp_path, shard_images=10)
     assert len(Manifest.read(tmp_path)) == 0 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_values_that_are_not_finite_never_become_an_image(
+    model: Model, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "sample", lambda self, labels, seeds: torch.full((len(labels), *SHAPE), float("nan")))
+    with pytest.raises(Diverged, match="not finite"):
+        sampling.write_pool(model, "naive", plan_for(train), NAMES, tmp_path, shard_images=10)
+    assert not list(tmp_path.iterdir())
 
 
 def test_external_images_arrive_once_each_and_unchanged(train: Manifest, tmp_path: Path) -> None:

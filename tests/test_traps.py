@@ -318,7 +318,7 @@ def test_8_the_classifiers_start_from_fresh_weights(monkeypatch: pytest.MonkeyPa
         asked.append(settings["weights"])
         return original(**settings)
 
-    monkeypatch.setattr(networks, "resnet18", spy)
+    monkeypatch.setattr(models, "resnet18", spy)
     networks.build(SHIPPED.classifier, (3, 64, 64), 2)
     assert asked == [None]
     loaded = {f for f in mentions("from_pretrained") | callers("from_pretrained")}

@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(number: int, call: str, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
-        with pytest.raises(StorageError, match="f.json.*free some space"):
+        with pytest.raises(StorageError, match=r"f\.json.*free some space"):
             work.write(file, "new")
     assert file.read_text() == "old" and [p.name for p in Path().iterdir()] == ["f.json"]
 

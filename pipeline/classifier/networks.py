@@ -7,7 +7,6 @@ resnet18  torchvision's ResNet-18 (He et al., 2016), from 64 pixels, without pre
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import resnet18
 
 from pipeline.config import Classifier
 from pipeline.networks.resnet import SmallResNet
@@ -28,6 +27,8 @@ def _resnet18(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
 
     The stem keeps twice the resolution below 128 pixels: a 3 x 3 convolution of stride 2 without pooling.
     """
+    from torchvision.models import resnet18  # half of the time that torch itself takes to import
+
     network: nn.Module = resnet18(weights=None, num_classes=n_classes, norm_layer=lambda channels: nn.GroupNorm(16, channels))
     small = shape[1] < 2 * LARGE
     network.conv1 = nn.Conv2d(shape[0], 64, 3 if small else 7, 2, 1 if small else 3, bias=False)

@@ -110,9 +110,10 @@ def train_all(campaign: Campaign, runs: Sequence[Run], workers: int | None = Non
 
 
 def _pack(campaign: Campaign, runs: Sequence[Run], workers: int, progress: Callable[[int], None]) -> None:
-    # The fork server imports torch once and starts no thread, so that its children are safe and start at once.
+    # The fork server imports torch once, and what the first optimiser step imports, and starts no thread: its children are
+    # safe, and start at once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.classifier.packed"])
+    context.set_forkserver_preload(["pipeline.classifier.packed", "torch._dynamo"])
     pipes: dict[Connection, ForkServerProcess] = {}
     waiting, unfinished = list(reversed(runs)), len(runs)
     with _termination_as_exit():

@@ -23,13 +23,12 @@ from pipeline.classifier import networks, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.config import Classifier
 from pipeline.images import to_float
-from pipeline.seeds import derive, numpy_rng, rng
+from pipeline.seeds import numpy_rng, rng, torch_stream
 
 
 def initial(config: Classifier, shape: tuple[int, int, int], n_classes: int, seed: int) -> nn.Module:
     """The network whose weights the seed decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "weights"))
+    with torch_stream(seed, "weights"):
         return networks.build(config, shape, n_classes)
 
 

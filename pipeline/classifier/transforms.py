@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as ops
 
 from pipeline.images import to_float
 
@@ -81,6 +80,8 @@ def shift(x: Tensor, rng: torch.Generator) -> Tensor:
 def _warp(
     angle: float = 0.0, dx: float = 0.0, dy: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0
 ) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms.v2 import functional as ops
+
     def warp(x: Tensor) -> Tensor:
         h, w = x.shape[2:]
         moved: Tensor = ops.affine(x, angle=angle, translate=[dx * w, dy * h], scale=1.0, shear=[shear_x, shear_y])
@@ -91,6 +92,8 @@ def _warp(
 
 def _operation(name: str, s: float) -> Callable[[Tensor], Tensor]:
     """Operation `name` at signed strength s in [-1, 1]; the paper's 'wide' ranges, shifts as shares of the side."""
+    from torchvision.transforms.v2 import functional as ops
+
     table: Mapping[str, Callable[[Tensor], Tensor]] = {
         "identity": lambda x: x,
         "autocontrast": ops.autocontrast,

@@ -7,7 +7,7 @@ with its rarest class, so that no class that has test images of its own vanishes
 
 Let v_rs be a metric on the groups of resample r under seed s, and k_rs how often r drew seed s. With few seeds the plain
 bootstrap is too narrow: the spread of S draws is (S - 1) / S of the variance, and S points say little of their own spread. So
-the seeds' part alone is widened by the factor that makes it a t interval (Hesterberg, 2015, section 5.3, expanded percentiles):
+the seeds' part alone is widened by the factor that makes it a t interval (Hesterberg, 2015: expanded percentiles):
 
     theta_r = m_r + c (sum_s k_rs v_rs / S - m_r),     m_r = mean_s v_rs,     c = sqrt(S / (S - 1)) t_{S-1} / z
 

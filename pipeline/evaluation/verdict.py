@@ -24,8 +24,8 @@ def verdict(gain: Interval) -> str:
 def strata(counts: Sequence[int], share: float) -> Mapping[str, np.ndarray]:
     """Classes (indices) of head, middle and tail by their train images.
 
-    The m = round(share k) classes of the fewest images are the tail, as many of the most the head: at least one and at most half
-    of the classes each.
+    The m = round(share k) classes of the fewest images are the tail, as many of the most the head: at least one each, at most
+    half of the classes.
 
     Of classes with equal counts, earlier ones count as larger. Where all counts are equal nothing is rare: the three are not
     told apart, and each holds every class.

@@ -1,8 +1,8 @@
 """Images that were made elsewhere: renders, another tool, a colleague's model.
 
-No density and no fit: the `model` is the set of images itself, and the image of (label, seed) is number seed mod n_label of that
-label's images, in the order in which they were read. They are judged and evaluated like any others; where their sources are
-unknown, nobody can say whether test images took part in making them, and the report says so.
+No density and no fit: the `model` is the set of images itself, and the image of (label, seed) is number seed mod n_label of
+that label's images, in the order in which they were read. They are judged and evaluated like any others; where their sources
+are unknown, nobody can say whether test images took part in making them, and the report says so.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from pipeline import augmentation, noise, solvers, weights
 from pipeline.config import Count, Section, Share, parse
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.base import GenerativeModel, Traits
-from pipeline.seeds import rng, torch_stream
 from pipeline.seeds import noise as noise_of
-from pipeline.training import Learner, Optimisation, autocast, device, loop
+from pipeline.seeds import rng, torch_stream
+from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
 
 NAME = "flow_matching"
 
@@ -50,6 +50,7 @@ class Config(Section):
     solver_steps: Count
     block_images: Count
     precision: Literal["auto", "fp32", "bf16"]
+    threads: Annotated[int, Field(ge=0)]
 
 
 class Model(GenerativeModel):
@@ -60,7 +61,7 @@ class Model(GenerativeModel):
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
         """Raises ConfigError where the image size does not suit the patch, or guidance has no unconditional model."""
-        assert isinstance(config, Config)  # noqa: S101 - a fault of ours, not of the user
+        assert isinstance(config, Config)
         unit = 2 * config.patch
         if shape[1] % unit or shape[1] < 2 * unit:
             near = max(2 * unit, round(shape[1] / unit) * unit)
@@ -114,10 +115,11 @@ class Model(GenerativeModel):
             return learner.step((v - path.velocity(x0, x1)).square().mean(), k)
 
         network.train()
-        loop(
-            {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-            images_per_step=config.batch_images, folder=folder,
-        )  # fmt: skip
+        with threads(config.threads):
+            loop(
+                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
+                images_per_step=config.batch_images, folder=folder,
+            )  # fmt: skip
         self.network = learner.finish().cpu()
         return self
 
@@ -144,7 +146,8 @@ class Model(GenerativeModel):
                 return v
 
             x1 = noise_of([seeds[int(i)] for i in rows], self.shape).to(where)
-            done.append(solvers.heun(velocity, x1, config.solver_steps).clamp(-1.0, 1.0).cpu())
+            with threads(config.threads):
+                done.append(solvers.heun(velocity, x1, config.solver_steps).clamp(-1.0, 1.0).cpu())
         return torch.cat(done)[:n] if done else torch.empty(0, *self.shape)
 
     def save(self, folder: Path) -> None:

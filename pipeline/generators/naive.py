@@ -48,7 +48,7 @@ class Model(GenerativeModel):
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        assert isinstance(config, Config)  # noqa: S101 - a fault of ours, not of the user
+        assert isinstance(config, Config)
         self.config, self.shape, self.n_classes = config, shape, n_classes
         self.state: dict[str, Tensor] = {}
 

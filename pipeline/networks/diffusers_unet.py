@@ -15,7 +15,15 @@ class DiffusersUNet(nn.Module):
     """v(x, t, y, a) as UNet's: two resolutions of `width` and 2 `width`, attention at the lower one."""
 
     def __init__(
-        self, shape: tuple[int, int, int], n_classes: int, *, width: int, depth: int, patch: int, dropout: float, conditions: int
+        self,
+        shape: tuple[int, int, int],
+        n_classes: int,
+        *,
+        width: int,
+        depth: int,
+        patch: int,
+        dropout: float,
+        conditions: int,
     ) -> None:
         super().__init__()
         from diffusers import UNet2DModel

@@ -69,7 +69,15 @@ class UNet(nn.Module):
     """v(x, t, y, a): images (n, c, h, w), times (n,) in [0, 1], labels (n,) in 0 … n_classes, conditions (n, a)."""
 
     def __init__(
-        self, shape: tuple[int, int, int], n_classes: int, *, width: int, depth: int, patch: int, dropout: float, conditions: int
+        self,
+        shape: tuple[int, int, int],
+        n_classes: int,
+        *,
+        width: int,
+        depth: int,
+        patch: int,
+        dropout: float,
+        conditions: int,
     ) -> None:
         super().__init__()
         channels, size, _ = shape

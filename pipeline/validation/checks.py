@@ -81,6 +81,11 @@ class Checks:
         self._thumbnails = thumbnails(pixels)
         self._embeddings = judges.embed(pixels)
         self._shrinkage = settings.shrinkage
+        # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth.
+        held = judges.held_out(train).probabilities[judges.folds >= 0]
+        ratio = held / held.max(1, keepdims=True)
+        ratio[np.arange(len(held)), self.targets[judges.folds >= 0]] = np.nan
+        self.label_power = float((ratio[np.isfinite(ratio)] < settings.agreement).mean()) if len(held) else 0.0
         self.counts = np.bincount(self.targets, minlength=len(classes))
         k, inf = len(classes), np.inf
         # Nearer than this to train is a share copy_quantile of new real images: what fidelity calls near copies.
@@ -151,7 +156,8 @@ class Checks:
         }
 
     def _nearest_train(self, pixels: Tensor, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Distance and index of the nearest train row of each image (n,); `own` (n, train rows) marks those to pass over."""
+        """Distance and index of the nearest train row of each image (n,); `own` (n, train rows) marks those to
+        pass over, and then train rows that are the same image are passed over too."""
         distance, index = np.full(len(pixels), np.inf), np.zeros(len(pixels), dtype=np.int64)
         for variant in _mirrored(pixels, self.flips):
             queries = thumbnails(variant)
@@ -159,7 +165,7 @@ class Checks:
                 part = slice(start, start + CHUNK)
                 cosine = queries[part] @ self._thumbnails.T
                 if own is not None:
-                    cosine[own[part]] = -np.inf
+                    cosine[own[part] | (cosine > 1 - SAME**2 / 2)] = -np.inf
                 best = cosine.argmax(1)
                 found = np.sqrt(np.maximum(0.0, 2 - 2 * cosine[np.arange(len(best)), best].astype(np.float64)))
                 nearer = found < distance[part]
@@ -169,9 +175,9 @@ class Checks:
 
     def _copy_quantiles(self, pixels: Tensor, groups: np.ndarray, q: float) -> np.ndarray:
         rows = self._sample("copy", np.ones(len(self.targets), dtype=bool))
-        distance, _ = self._nearest_train(pixels[torch.from_numpy(rows)], groups[rows, None] == groups[None, :])
-        # Real rows that are one image, and rows without another group, say nothing of how near two images come by chance.
-        told = np.isfinite(distance) & (distance > SAME)
+        group = np.unique(groups, return_inverse=True)[1]
+        distance, _ = self._nearest_train(pixels[torch.from_numpy(rows)], group[rows, None] == group[None, :])
+        told = np.isfinite(distance)  # not so for a row without another group
         rows, distance = rows[told], distance[told]
         return self._shrunk(np.repeat(distance[:, None], len(self.classes), 1), self.targets[rows], q, empty=0.0)
 

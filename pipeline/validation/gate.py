@@ -29,6 +29,7 @@ from pipeline.seeds import numpy_rng
 from pipeline.validation import fidelity, table
 from pipeline.validation.checks import CHECKS, Checks, Measured
 
+WEAK = 0.8  # share of wrong labels that judges must recognise for their agreement to be worth something
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
 VERDICTS = pa.schema(
     {"sample_id": _TEXT, "check": _TEXT, "value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "passed": _FLAG}
@@ -94,6 +95,11 @@ def judge(
             for i, c in enumerate(classes)
             if (judges.folds[checks.targets == i] < 0).all()
         ]
+        if checks.label_power < WEAK:
+            warnings.append(
+                f"judges are weak: they refuse {checks.label_power:.0%} of wrong labels of real images, expected {WEAK:.0%}; "
+                "raise judges.steps in params.yaml, or these classes cannot be told apart from so few images"
+            )
         targets = rows.targets(classes).numpy()
         seen, form = _measure(pool, checks, classes)
         seen.values["duplicate"] = checks.duplicates(seen.thumbnails, rows.column("pixel_hash"))

@@ -72,6 +72,16 @@ def test_mixup_keeps_the_prior() -> None:
     np.testing.assert_allclose(fitted(Arm("x", Recipe(mixup_alpha=0.4)).build(blank(), 0)), COUNTS / 32, atol=0.03)
 
 
+def test_mixup_mixes_targets_as_it_mixes_images() -> None:
+    """Black is class 0 and white class 1: under mixing, grey is both, and without it nothing is learned of grey."""
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 8, 8).contiguous()
+    one = torch.ones(2)
+    plan = TrainingPlan(images, torch.tensor([0, 1]), one, one.double() / 2, "none", torch.zeros(2), mixup_alpha=1.0)
+    network = train.fit(plan, CONFIG, seed=0, progress=quiet)
+    greys = torch.tensor([25, 64, 128, 191, 230], dtype=torch.uint8)[:, None, None, None].expand(5, 1, 8, 8).contiguous()
+    np.testing.assert_allclose(train.predict(network, greys)[:, 1], [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.12)
+
+
 def test_draws_have_their_probabilities_and_are_stratified() -> None:
     draw = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     counts = torch.stack([torch.bincount(train.draw(draw.cumsum(0), 10, 0, k), minlength=3) for k in range(400)]).double()

@@ -49,8 +49,9 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
 
 
 def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
-    from pipeline.classifier import train
     from torch import from_numpy
+
+    from pipeline.classifier import train
 
     shared, run = campaign(), runs(tmp_path, 1)[0]
     train_all(shared, [run], 1)

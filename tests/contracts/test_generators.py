@@ -14,6 +14,7 @@ from pipeline.generators.base import GenerativeModel, HasLogProb
 from pipeline.generators.registry import family
 from pipeline.images import to_uint8
 
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def fitted(request: pytest.FixtureRequest) -> GenerativeModel:
     kind = family(request.param)
@@ -60,7 +61,7 @@ def test_a_torn_or_foreign_file_is_refused(fitted: GenerativeModel, tmp_path: Pa
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="model.safetensors"):
+    with pytest.raises(DataError, match=r"model\.safetensors"):
         type(fitted).load(tmp_path)
     other = family("naive" if type(fitted) is not family("naive") else "external")
     kind = other(other.Config(**SETTINGS[other.__module__.rsplit(".", 1)[1]]), shape=SHAPE, n_classes=CLASSES)

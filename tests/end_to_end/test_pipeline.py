@@ -173,7 +173,13 @@ def test_own_data_from_init_to_verdict(tmp_path: Path, command: Command) -> None
     shutil.copy(Path(datasets, "wbc_bccd/groups.json"), tmp_path)
     made = tmp_path / "cells"
     command(*MAIN, "init", made, "--data", tmp_path / "wbc_bccd", cwd=tmp_path)
-    own = {"data.image_size": 16, "flow_matching.patch": 1, "split.on_identical": "drop", "sample.fill_to": 30}
+    own = {
+        "generators": "[naive]",
+        "data.image_size": 16,
+        "flow_matching.patch": 1,
+        "split.on_identical": "drop",
+        "sample.fill_to": 30,
+    }
     tiny = {key: value for key, value in TINY.items() if not key.startswith("scarcity")}
     done = command(*MAIN, "run", *options(tiny | own), cwd=made)
     assert "verdict: " in done.stdout and (made / "report/index.html").is_file()

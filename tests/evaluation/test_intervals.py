@@ -36,6 +36,14 @@ def test_no_class_with_images_of_its_own_vanishes() -> None:
         assert (made[targets == c].sum(0) > 0).all(), c
 
 
+def test_a_group_of_several_classes_is_drawn_with_its_rarest() -> None:
+    # Class 1 has images in two groups that are otherwise of class 0: drawn among the ten others they would often vanish.
+    targets, groups = np.array([0] * 12 + [1] * 2), np.array([*range(12), 0, 1])
+    made = resample(targets, groups, n_seeds=1, n=300, seed=0).weights
+    assert (made[12] + made[13] == 2).all()
+    assert (made[2:12].sum(0) == 10).all()
+
+
 def test_resamples_are_a_function_of_the_seed() -> None:
     targets, groups = np.zeros(30, int), np.arange(30)
     first, again, other = (resample(targets, groups, n_seeds=3, n=10, seed=s) for s in (0, 0, 1))

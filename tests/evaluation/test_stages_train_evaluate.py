@@ -219,6 +219,23 @@ def test_the_rival_is_the_best_on_validation_with_replay_among_them(done: Projec
     assert done.evaluate(PARAMS)[0]["best_real_arm"] == choice(done, "real")["best_real_arm"]
 
 
+def test_groups_are_resampled_and_not_images(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.evaluation import score
+
+    file = done.prepared / "test.parquet"
+    before, table = file.read_bytes(), pq.read_table(file)
+    groups = [f"object {i // 2}" for i in range(len(table))]
+    seen: list[list[str]] = []
+    original = score.resample
+    monkeypatch.setattr(score, "resample", lambda y, g, **rest: (seen.append(list(g)), original(y, g, **rest))[1])
+    try:
+        pq.write_table(table.set_column(table.schema.get_field_index("group"), "group", [groups]), file)
+        done.evaluate(PARAMS)
+    finally:
+        file.write_bytes(before)
+    assert seen == [groups]
+
+
 def test_of_several_generators_the_best_on_validation_is_the_primary_one(project: Project) -> None:
     params = digits_project.params(generators=["naive", "flow_matching"], evaluate={"bootstrap": 100})
     project.real(params)

@@ -22,7 +22,7 @@ def build(**changes: object) -> Model:
 
 
 def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-    """The exact field of the linear path from N(2, 0.5^2) to N(0, 1): v = d/dt of the quantile map of N((1-t) 2, (1-t)^2/4 + t^2)."""
+    """The exact field between N(2, 0.5^2) and N(0, 1): v = d/dt of the quantile map of N((1-t) 2, (1-t)^2/4 + t^2)."""
     mean, var = 2 * (1 - t), (1 - t) ** 2 / 4 + t**2
     return -2 + (t - (1 - t) / 4) / var * (x - mean)
 
@@ -97,7 +97,7 @@ def test_a_non_finite_loss_stops_the_fit_and_keeps_the_checkpoint(tmp_path: Path
     monkeypatch.setattr(
         flow_matching.Learner, "step", lambda self, loss, k: step(self, loss * float("nan") if k == 4 else loss, k)
     )
-    with pytest.raises(Diverged, match="step 4.*lower lr"):
+    with pytest.raises(Diverged, match=r"step 4.*lower lr"):
         build(steps=8).fit(images, labels, seed=5, folder=tmp_path)
     assert [f.name[:9] for f in sorted(tmp_path.glob("*.safetensors"))] == ["000000003", "000000004"]
 

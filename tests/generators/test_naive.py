@@ -12,7 +12,9 @@ SHAPE = (1, 1, 2)
 
 def model(kind: str, components: int = 2, shrinkage: float = 0.0, bandwidth: float = 0.3) -> Model:
     return Model(
-        Config(kind=kind, components=components, shrinkage=shrinkage, bandwidth=bandwidth), shape=SHAPE, n_classes=2  # type: ignore[arg-type]
+        Config(kind=kind, components=components, shrinkage=shrinkage, bandwidth=bandwidth),
+        shape=SHAPE,
+        n_classes=2,  # type: ignore[arg-type]
     )
 
 

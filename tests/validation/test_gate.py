@@ -25,7 +25,7 @@ from pipeline.validation.checks import CHECKS
 
 @pytest.fixture
 def project(digits: Digits, judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with prepared rows, judges and a pool: 60 real images that nobody has seen, 6 copies, 6 of noise, 2 broken."""
+    """A project with prepared rows, judges and a pool: 60 real images that nobody has seen, 6 copies, 5 of noise, 3 broken."""
     monkeypatch.chdir(tmp_path)
     prepared = tmp_path / "data/prepared"
     prepared.mkdir(parents=True)
@@ -38,7 +38,7 @@ def project(digits: Digits, judges: Judges, tmp_path: Path, monkeypatch: pytest.
     labels = [CLASSES[t] for t in digits.targets[:60]] + list(digits.train.column("label")[:6]) + ["5"] * 8
     pool = manifest(images, labels, "naive", family="naive", sources=[["train-1"]] * len(images))
     pngs = pool.table["image"].to_pylist()
-    pngs[72], pngs[73] = b"torn", encode_png(torch.zeros(3, 9, 9, dtype=torch.uint8))
+    pngs[71], pngs[72], pngs[73] = None, b"torn", encode_png(torch.zeros(3, 9, 9, dtype=torch.uint8))
     write_pool(tmp_path, pool.table.set_column(1, "image", pa.array(pngs, pa.binary())))
     return tmp_path
 
@@ -80,7 +80,7 @@ def test_a_pool_is_judged(project: Path, digits: Digits) -> None:
     assert images["reason"][60:66].tolist() == ["copy"] * 6
     assert images["nearest"][60:66].tolist() == [f"train-{i}" for i in range(6)]
     assert not images["accepted"][66:].any()
-    assert images["reason"][72:].tolist() == ["form", "form"]
+    assert images["reason"][71:].tolist() == ["form"] * 3
     assert images["reason"].isna().equals(images["accepted"])
     assert len(verdicts) == len(images) * len(CHECKS)
     whole = verdicts.groupby("sample_id", sort=False)["passed"].all()
@@ -92,9 +92,17 @@ def test_a_pool_is_judged(project: Path, digits: Digits) -> None:
     assert counted == 74
     assert set(told["thresholds"]) == set(CHECKS) and set(told["thresholds"]["copy"]) == set(CLASSES)
     assert {"kid", "unfiltered_kid", "coverage", "c2st", "near_copies"} <= set(told["fidelity"])
-    assert told["fidelity"]["unfiltered_near_copies"]["estimate"] >= 6 / 72
+    assert told["fidelity"]["unfiltered_near_copies"]["estimate"] >= 6 / 71
     assert "needed" in told["fidelity"]["kid"]["warning"]
     assert (project / "data/docs/naive/index.html").exists()
+
+
+def test_weak_judges_are_warned_of(project: Path, digits: Digits) -> None:
+    assert not any("judges are weak" in str(line) for line in validate(project)["warnings"])  # type: ignore[attr-defined]
+    settings = PARAMS.judges.model_copy(update={"steps": 1})
+    Judges.fit(digits.train, CLASSES, settings=settings, flips="none", seed=0, folder=project / "data/weak")
+    (project / "data/weak/judges.safetensors").replace(project / "data/judges/judges.safetensors")
+    assert any("judges are weak" in str(line) for line in validate(project)["warnings"])  # type: ignore[attr-defined]
 
 
 def test_equal_inputs_give_equal_bytes(project: Path) -> None:

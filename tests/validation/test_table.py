@@ -49,11 +49,10 @@ FAULTS = [
     ("sources", ["train-0", "val-3"], "column_values_to_be_in_set", "critical"),
     ("sample_id", "naive-3", "column_values_to_be_unique", "critical"),
     ("sample_id", "train-3", "column_values_to_be_in_set", "critical"),
-    ("image", None, "column_values_to_be_in_set", "critical"),
     ("label", None, "column_values_to_not_be_null", "critical"),
     ("pixel_hash", "SAME", "column_values_to_be_unique", "warning"),
 ]
-CHECKED = {"sources": "sources_in_train", "image": "has_image"}
+CHECKED = {"sources": "sources_in_train"}
 
 
 @pytest.mark.parametrize(("column", "value", "expectation", "severity"), FAULTS)
@@ -99,6 +98,8 @@ def test_class_names_stay_inert_in_the_pages(pool: Manifest, digits: Digits, tmp
 def test_odd_class_names_are_judged_by_their_own_name(pool: Manifest, digits: Digits, tmp_path: Path) -> None:
     odd = "a & <b> 'c'"
     rows = changed(changed(pool, "label", odd), "sample_id", "<i>7</i>")
-    known = table.validate(rows, digits.train, [*CLASSES, odd], family="naive", needed={}, largest_share=1.0, docs=tmp_path / "known")
+    known = table.validate(
+        rows, digits.train, [*CLASSES, odd], family="naive", needed={}, largest_share=1.0, docs=tmp_path / "known"
+    )
     assert all(r.success for r in known if r.column == "label")
     assert failing(rows, digits.train, tmp_path / "unknown")["column_values_to_be_in_set", "label"].examples == ["<i>7</i>"]

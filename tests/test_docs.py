@@ -1,0 +1,54 @@
+"""What README and docs tell a user to type exists; links lead somewhere; nothing names a machine or a package index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from tailforge.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT[page]):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = "\n".join(a or b for a, b in re.findall(r"```(?:sh|console|bash)?\n(.*?)```|`([^`\n]+)`", TEXT[page], re.DOTALL))
+    for target in re.findall(r"(?:^|[;&|] *)make +(\w+)", code, re.MULTILINE):
+        assert target in targets, target
+    commands = getattr(get_command(app), "commands", {})
+    for verb in re.findall(r"(?:^|[;&|$] *)tailforge +(\w+)", code, re.MULTILINE):
+        assert verb in commands, verb
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for key in re.findall(r"-S '?([a-z][\w.]+)=", TEXT[page]):
+        value = params
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_nothing_names_a_machine_or_a_package_index() -> None:
+    import subprocess
+
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+    for name in filter(None, files):
+        text = (ROOT / name).read_text(encoding="utf-8", errors="ignore")
+        found = re.search(r"(?<!no-emit-)index-url|find-links|https?://[^ \")]*/simple\b|/root/|/work/main", text)
+        assert not found or name == "tests/test_docs.py", (name, found)
