@@ -1,8 +1,9 @@
 """A pool of labelled synthetic images, shard by shard.
 
-Class c of n_c train images gets ceil(surplus * max(0, fill_to - n_c)) images, since some will be rejected. Each image has its
-own seed, derived from its family, class and number: shards, batches, workers and retries cannot change it. A shard appears
-whole or not at all, and a killed run goes on at the first missing one.
+Every class gets ceil(surplus * fill_to) images, since some will be rejected: enough to fill any class to the threshold, and,
+the real images left away, for the classification accuracy score of all classes. Each image has its own seed, derived from its
+family, class and number: shards, batches, workers and retries cannot change it. A shard appears whole or not at all, and a
+killed run goes on at the first missing one.
 
 `sources` of a row are the train images of its class that its model was fitted on.
 """
@@ -41,12 +42,12 @@ class Plan:
 
 
 def fill(family: str, train: Manifest, classes: list[str], *, fill_to: int, surplus: float, seed: int) -> Plan:
-    """The rows that fill each class to `fill_to`, with `surplus`."""
+    """The rows for `fill_to` images of each class, with `surplus`."""
     plan = Plan([], [], [], [])
     ids, labels = train.column("sample_id"), train.column("label")
     for c, name in enumerate(classes):
         own = list(ids[labels == name])
-        for i in range(math.ceil(surplus * max(0, fill_to - len(own)))):
+        for i in range(math.ceil(surplus * fill_to)):
             plan.ids.append(f"{family}-{c:03d}-{i:06d}")
             plan.labels.append(c)
             plan.seeds.append(derive(seed, "sample", family, c, i))

@@ -39,12 +39,12 @@ def train() -> Manifest:
 
 
 def plan_for(train: Manifest) -> sampling.Plan:
-    return sampling.fill("naive", train, NAMES, fill_to=20, surplus=1.5, seed=4)
+    return sampling.fill("naive", train, NAMES, fill_to=7, surplus=1.5, seed=4)
 
 
-def test_each_class_is_filled_with_surplus_and_full_ones_get_none(train: Manifest) -> None:
+def test_each_class_gets_the_threshold_with_surplus(train: Manifest) -> None:
     plan = plan_for(train)
-    assert [plan.labels.count(c) for c in range(3)] == [0, 17, 26]  # ceil(1.5 * 11), ceil(1.5 * 17)
+    assert [plan.labels.count(c) for c in range(3)] == [11, 11, 11]  # ceil(1.5 * 7)
     assert len(set(plan.ids)) == len(plan) == len(set(plan.seeds))
 
 
@@ -80,7 +80,7 @@ def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
     with pytest.raises(Killed):
         sampling.write_pool(model, "naive", plan, NAMES, killed, shard_images=10)
     sampling.write_pool(model, "naive", plan, NAMES, killed, shard_images=10)
-    assert asked == [10, 10, 10, 10, 10, 3]  # two written, one died, the three that were missing
+    assert asked == [10, 10, 10, 10, 3]  # two written, one died, the two that were missing
     assert pool(undisturbed) == pool(killed)
 
 
@@ -100,7 +100,7 @@ def test_rows_say_what_they_are(model: Model, train: Manifest, tmp_path: Path) -
 
 
 def test_nothing_to_fill_is_an_empty_pool(model: Model, train: Manifest, tmp_path: Path) -> None:
-    plan = sampling.fill("naive", train, NAMES, fill_to=3, surplus=2.0, seed=0)
+    plan = sampling.fill("naive", train, NAMES, fill_to=0, surplus=2.0, seed=0)
     sampling.write_pool(model, "naive", plan, NAMES, tmp_path, shard_images=10)
     assert len(Manifest.read(tmp_path)) == 0 and len(list(tmp_path.iterdir())) == 1
 

@@ -1,17 +1,26 @@
 """Networks of the classifiers: images (n, c, h, w) in [-1, 1] -> logits (n, k).
 
-small     SmallResNet, below 64 pixels
-resnet18  torchvision's ResNet-18 (He et al., 2016), from 64 pixels, without pretrained weights
+    small     below 64 pixels; w = classifier.width
+              3 x 3 convolution to w channels            -> max pool, from 14 pixels
+              3 x 3 convolution to 2 w channels          -> max pool
+              residual block (He et al., 2016)           -> max pools, down to 3 x 3 pixels or fewer
+              dropout, linear in all that is left
+    resnet18  torchvision's ResNet-18, from 64 pixels, without pretrained weights
+
+Both normalise groups of channels of one image (Wu & He, 2018): an output is a function of its own image, and no statistic of
+a batch needs care. `small` keeps where things are: a mean over all pixels before the last layer cost 3 to 4 points on
+Fashion-MNIST.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pipeline.config import Classifier
-from pipeline.networks.resnet import SmallResNet
 
 LARGE = 64  # pixels from which `auto` takes ResNet-18
+DROPOUT = 0.3
 
 
 def build(config: Classifier, shape: tuple[int, int, int], n_classes: int) -> nn.Module:
@@ -19,14 +28,51 @@ def build(config: Classifier, shape: tuple[int, int, int], n_classes: int) -> nn
     name = config.network
     if name == "auto":
         name = "resnet18" if shape[1] >= LARGE else "small"
-    return SmallResNet(shape, n_classes, config.width) if name == "small" else _resnet18(shape, n_classes)
+    return Small(shape, n_classes, config.width) if name == "small" else _resnet18(shape, n_classes)
+
+
+class Residual(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> the same shape."""
+        out: Tensor = x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return out
+
+
+class Small(nn.Module):
+    """A fast residual network for small images; `width` is a multiple of 8."""
+
+    def __init__(self, shape: tuple[int, int, int], n_classes: int, width: int) -> None:
+        super().__init__()
+        channels, size, _ = shape
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.GroupNorm(8, width), nn.ReLU()]
+        if size >= 14:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        layers += [nn.Conv2d(width, 2 * width, 3, 1, 1, bias=False), nn.GroupNorm(8, 2 * width), nn.ReLU(), nn.MaxPool2d(2)]
+        size //= 2
+        layers += [Residual(2 * width), nn.GroupNorm(8, 2 * width), nn.ReLU()]
+        while size > 3:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(DROPOUT))
+        self.head = nn.Linear(2 * width * size * size, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) in [-1, 1] -> logits (n, k)."""
+        out: Tensor = self.head(self.body(x))
+        return out
 
 
 def _resnet18(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """ResNet-18 with group normalisation, so that an output is a function of its own image and the moving average is whole.
-
-    The stem keeps twice the resolution below 128 pixels: a 3 x 3 convolution of stride 2 without pooling.
-    """
+    """The stem keeps twice the resolution below 128 pixels: a 3 x 3 convolution of stride 2 without pooling."""
     from torchvision.models import resnet18  # half of the time that torch itself takes to import
 
     network: nn.Module = resnet18(weights=None, num_classes=n_classes, norm_layer=lambda channels: nn.GroupNorm(16, channels))
