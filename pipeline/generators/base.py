@@ -18,7 +18,9 @@ from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from pipeline.config import Section
+from pipeline import weights
+from pipeline.config import Section, parse
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,31 @@ class GenerativeModel(ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Self:
         """The model that `save` wrote. Raises DataError where the file is torn or of another family."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What model.safetensors holds: the tensors, and what `__init__` needs to build the model around them."""
+
+    tensors: dict[str, Tensor]
+    config: Section
+    shape: tuple[int, int, int]
+    n_classes: int
+
+
+def write_model(folder: Path, family: str, stored: Stored) -> None:
+    """Write model.safetensors of `family` into `folder`."""
+    card = {"family": family, "config": stored.config.model_dump(), "shape": stored.shape, "n_classes": stored.n_classes}
+    weights.save(folder / "model.safetensors", stored.tensors, card)
+
+
+def read_model(folder: Path, family: str, config: type[Section]) -> Stored:
+    """What `write_model` wrote. Raises DataError where the file is torn or of another family."""
+    tensors, card = weights.load(folder / "model.safetensors")
+    if card.get("family") != family:
+        raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=family)
+    c, h, w = card["shape"]
+    return Stored(tensors, parse(config, card["config"], family), (c, h, w), card["n_classes"])
 
 
 @runtime_checkable

@@ -14,10 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipeline import weights
 from pipeline.config import Section
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, Traits
+from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
 from pipeline.images import to_float, to_uint8
 
 NAME = "external"
@@ -36,7 +35,7 @@ class Model(GenerativeModel):
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        self.shape, self.n_classes = shape, n_classes
+        self.config, self.shape, self.n_classes = config, shape, n_classes
         self.images, self.labels = torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
@@ -56,15 +55,12 @@ class Model(GenerativeModel):
         return out
 
     def save(self, folder: Path) -> None:
-        card = {"family": NAME, "shape": self.shape, "n_classes": self.n_classes}
-        weights.save(folder / "model.safetensors", {"images": self.images, "labels": self.labels}, card)
+        tensors = {"images": self.images, "labels": self.labels}
+        write_model(folder, NAME, Stored(tensors, self.config, self.shape, self.n_classes))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        tensors, card = weights.load(folder / "model.safetensors")
-        if card.get("family") != NAME:
-            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=NAME)
-        shape = (int(card["shape"][0]), int(card["shape"][1]), int(card["shape"][2]))
-        model = cls(Config(path=""), shape=shape, n_classes=int(card["n_classes"]))
-        model.images, model.labels = tensors["images"], tensors["labels"]
+        stored = read_model(folder, NAME, Config)
+        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
+        model.images, model.labels = stored.tensors["images"], stored.tensors["labels"]
         return model

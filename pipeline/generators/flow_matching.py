@@ -20,10 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import augmentation, noise, solvers, weights
-from pipeline.config import Count, Section, Share, parse
-from pipeline.errors import ConfigError, DataError
-from pipeline.generators.base import GenerativeModel, Traits
+from pipeline import augmentation, noise, solvers
+from pipeline.config import Count, Section, Share
+from pipeline.errors import ConfigError
+from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
 from pipeline.seeds import noise as noise_of
 from pipeline.seeds import rng, torch_stream
 from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
@@ -151,16 +151,12 @@ class Model(GenerativeModel):
         return torch.cat(done)[:n] if done else torch.empty(0, *self.shape)
 
     def save(self, folder: Path) -> None:
-        card = {"family": NAME, "config": self.config.model_dump(), "shape": self.shape, "n_classes": self.n_classes}
-        weights.save(folder / "model.safetensors", self.network.state_dict(), card)
+        write_model(folder, NAME, Stored(self.network.state_dict(), self.config, self.shape, self.n_classes))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        tensors, card = weights.load(folder / "model.safetensors")
-        if card.get("family") != NAME:
-            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=NAME)
-        shape = (int(card["shape"][0]), int(card["shape"][1]), int(card["shape"][2]))
-        model = cls(parse(Config, card["config"], NAME), shape=shape, n_classes=int(card["n_classes"]))
+        stored = read_model(folder, NAME, Config)
+        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
         model.network = model._build()
-        model.network.load_state_dict(tensors)
+        model.network.load_state_dict(stored.tensors)
         return model

@@ -22,10 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import weights
-from pipeline.config import Count, Section, Share, parse
+from pipeline.config import Count, Section, Share
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, Traits
+from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
 from pipeline.seeds import noise
 
 NAME = "naive"
@@ -119,17 +118,13 @@ class Model(GenerativeModel):
         return density
 
     def save(self, folder: Path) -> None:
-        card = {"family": NAME, "config": self.config.model_dump(), "shape": self.shape, "n_classes": self.n_classes}
-        weights.save(folder / "model.safetensors", self.state, card)
+        write_model(folder, NAME, Stored(self.state, self.config, self.shape, self.n_classes))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        tensors, card = weights.load(folder / "model.safetensors")
-        if card.get("family") != NAME:
-            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=NAME)
-        shape = (int(card["shape"][0]), int(card["shape"][1]), int(card["shape"][2]))
-        model = cls(parse(Config, card["config"], NAME), shape=shape, n_classes=int(card["n_classes"]))
-        model.state = tensors
+        stored = read_model(folder, NAME, Config)
+        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
+        model.state = stored.tensors
         return model
 
 
