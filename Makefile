@@ -37,8 +37,8 @@ lint: install
 	$(BIN)/lint-imports
 
 pins:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--group dev pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --group dev pyproject.toml -o requirements.txt
 
 # The table in README.md from the metrics.json that is there.
 readme: install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline import augmentation, solvers
 from pipeline.errors import ConfigError, Diverged
 from pipeline.generators import flow_matching
 from pipeline.generators.flow_matching import Config, Model
+from pipeline.training import loop
 
 SHAPE = (1, 8, 8)
 
@@ -55,6 +57,22 @@ def test_every_changed_image_is_told_to_the_network() -> None:
     maps, told = augmentation.random_maps(500, 0.3, torch.Generator().manual_seed(0))
     changed = (maps - torch.eye(2, 3)).flatten(1).abs().sum(1) > 1e-6
     assert bool(((told.abs().sum(1) > 0) == changed).all()) and 0.5 < float(changed.double().mean()) < 1.0
+
+
+def test_what_is_told_is_the_whole_map() -> None:
+    """The map can be rebuilt from the nine numbers: what the network is not told would leak into its samples."""
+    maps, told = augmentation.random_maps(200, 0.7, torch.Generator().manual_seed(1))
+    flip_x, flip_y, scale, cos, sin, stretch_cos, stretch_sin, shift_x, shift_y = told.unbind(-1)
+    eye, cos = torch.eye(2), cos + 1
+    growth = torch.hypot(stretch_cos, stretch_sin) / 5 * math.log(2)
+    along = torch.atan2(stretch_sin, stretch_cos)
+    mirror = torch.stack([along.cos(), along.sin(), along.sin(), -along.cos()], -1).view(-1, 2, 2)
+    stretch = growth.cosh()[:, None, None] * eye + growth.sinh()[:, None, None] * mirror
+    rotation = torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2)
+    flip = torch.diag_embed(torch.stack([1 - 2 * flip_x, 1 - 2 * flip_y], -1))
+    linear = flip @ ((scale / 5).exp2()[:, None, None] * stretch) @ rotation
+    rebuilt = torch.cat([linear, torch.stack([shift_x, shift_y], -1)[:, :, None] / 8], -1)
+    torch.testing.assert_close(rebuilt, maps, atol=1e-5, rtol=1e-4)
 
 
 def test_a_flip_is_a_flip() -> None:
@@ -100,6 +118,19 @@ def test_a_non_finite_loss_stops_the_fit_and_keeps_the_checkpoint(tmp_path: Path
     with pytest.raises(Diverged, match=r"step 4.*lower lr"):
         build(steps=8).fit(images, labels, seed=5, folder=tmp_path)
     assert [f.name[:9] for f in sorted(tmp_path.glob("*.safetensors"))] == ["000000003", "000000004"]
+
+
+def test_each_step_draws_other_dropout_masks() -> None:
+    drawn: list[torch.Tensor] = []
+
+    def update(k: int) -> float:
+        drawn.append(torch.rand(4))
+        return 0.0
+
+    for _ in range(2):
+        loop({}, update, steps=3, seed=0, name="x", images_per_step=1, quiet=True)
+    assert len({tuple(d.tolist()) for d in drawn[:3]}) == 3
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:3], drawn[3:], strict=True))
 
 
 def test_the_state_of_torch_random_numbers_is_left_alone() -> None:
