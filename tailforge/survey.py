@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +42,7 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
     train, sample = _counted(rows.rows(described), train_share)
     sizes, coloured = _looked_at(sample, data)
     size = _side(sizes)
-    groups = _groups(data)
+    groups = _groups(data, sample)
     values = {
         "data.source": source,
         "data.path": str(data),
@@ -143,16 +144,24 @@ def _patch(side: int) -> int:
     return 1 if side <= 16 else 2
 
 
-def _groups(data: Path) -> Path | None:
-    """A groups file (entries with id and group) in the folder or beside it."""
+def _groups(data: Path, sample: list[rows.Row]) -> Path | None:
+    """A groups file (entries with id and group) in the folder or beside it that names an image of the sample."""
+    known = {name for row in sample for name in (row.name, row.path, os.path.splitext(row.path)[0])}
     for file in (folder / name for folder in (data, data.parent) for name in ("groups.json", "groups.csv")):
-        if file.suffix == ".csv" and {"id", "group"} <= set(_columns(file)):
+        if file.is_file() and known & _ids(file):
             return file
-        if file.suffix == ".json" and file.is_file():
-            try:
-                entries = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):  # no groups file then
-                continue
-            if isinstance(entries, list) and entries and isinstance(entries[0], dict) and {"id", "group"} <= set(entries[0]):
-                return file
     return None
+
+
+def _ids(file: Path) -> set[str]:
+    """The ids of a groups file; none where it is something else."""
+    try:
+        if file.suffix == ".csv":
+            with open(file, encoding="utf-8-sig", newline="") as stream:
+                entries = list(csv.DictReader(stream))
+        else:
+            entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, csv.Error):
+        return set()
+    entries = entries if isinstance(entries, list) else []
+    return {str(entry["id"]) for entry in entries if isinstance(entry, dict) and {"id", "group"} <= set(entry)}

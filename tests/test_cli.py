@@ -168,6 +168,12 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_groups_file_of_other_images_is_left_alone(photographs: Path) -> None:
+    assert survey.survey(photographs, train_share=0.5)[1] == photographs.parent / "groups.json"
+    (photographs.parent / "groups.json").write_text(json.dumps([{"id": "BloodImage_1", "group": "a"}]))
+    assert survey.survey(photographs, train_share=0.5)[1] is None
+
+
 def test_init_reads_settings_off_a_folder(photographs: Path, tmp_path: Path, command: Command) -> None:
     made = tmp_path / "made"
     command(*MAIN, "init", made, "--data", photographs, cwd=tmp_path)
