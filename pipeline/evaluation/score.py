@@ -8,6 +8,7 @@ there is no other. Nothing is chosen by test rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.classifier import train as classifier
 from pipeline.classifier.selection import read_choice
@@ -118,7 +120,9 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     references = {name: Predictions(p, targets) for name, p in plain.items()}
     with ThreadPoolExecutor() as pool:
         everything = [*predicted.values(), *references.values()]
-        done = list(pool.map(lambda p: score(p, resamples, members), everything))
+        scores = pool.map(lambda p: score(p, resamples, members), everything)
+        every = 0.5 if sys.stderr.isatty() else 10.0
+        done = list(tqdm(scores, total=len(everything), desc="evaluate", unit=" arms", mininterval=every, dynamic_ncols=True))
     scored = dict(zip([*predicted, *references], done, strict=True))
     arms = {arm: scored[unique[primary, arm]] for family, arm in wanted if family == primary}
 
