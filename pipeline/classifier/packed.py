@@ -1,7 +1,7 @@
 """Many training runs, packed: worker processes of one thread each, one run at a time in each of them.
 
 A small network cannot use several threads, so k runs side by side finish sooner than k runs one after the other on all
-threads (docs/evaluation.md). A run is a function of (arm, seed, material) and every worker has one
+threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, material) and every worker has one
 thread, so results do not depend on the number of workers. On an accelerator the runs go one after the other in this process.
 
 A finished run is a file, written whole or not at all, with its validation score in its card: a stage that was killed goes on
