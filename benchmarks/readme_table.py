@@ -29,7 +29,7 @@ def table(metrics: dict[str, Any]) -> str:
         mark = " ← best real-only on validation" if name == metrics["best_real_arm"] else ""
         lines.append(f"| {name}{mark} | {cells} |")
     gain = metrics["gain"]
-    points = {m: interval(gain[m], 100, "+.1f") for m in gain if gain[m] is not None}
+    points = {m: interval(gain.get(m), 100, "+.1f") for m in ("balanced_accuracy", "tail_recall")}
     verdict = f"Verdict **{metrics['verdict']}**: `synthetic` minus `{metrics['best_real_arm']}`, in points: " + ", ".join(
         f"{m.replace('_', ' ')} {text}" for m, text in points.items()
     )
