@@ -33,6 +33,10 @@ class Interval:
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> Interval:
+        """Cut to the range of the metric: a widened interval may reach beyond it."""
+        return Interval(*(min(max(value, least), most) for value in (self.estimate, self.low, self.high)))
+
     def json(self) -> dict[str, float]:
         """{"estimate", "low", "high"}."""
         return asdict(self)

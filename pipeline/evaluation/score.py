@@ -137,7 +137,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         return {name: read(arm.metrics[name] - over.metrics[name]) for name in arm.metrics}
 
     def table(one: Scored) -> dict[str, Any]:
-        return {name: read(values).json() for name, values in one.metrics.items()}
+        return {name: read(values).within(0.0, 1.0).json() for name, values in one.metrics.items()}
 
     gains = {name: gain(arm, arms[rival]) for name, arm in arms.items() if name != rival}
     generators = {}
@@ -160,7 +160,10 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     }
     present = np.unique(targets)
     per_class = {
-        metric: {name: {classes[c]: read(arm.per_class[metric][:, :, c]).json() for c in present} for name, arm in arms.items()}
+        metric: {
+            name: {classes[c]: read(arm.per_class[metric][:, :, c]).within(0.0, 1.0).json() for c in present}
+            for name, arm in arms.items()
+        }
         for metric in PER_CLASS
     }
     details = {

@@ -128,3 +128,8 @@ def test_the_verdict_is_the_interval(low: float, high: float, said: str) -> None
 )
 def test_strata(counts: list[int], share: float, head: list[int], middle: list[int], tail: list[int]) -> None:
     assert {name: ids.tolist() for name, ids in strata(counts, share).items()} == {"head": head, "middle": middle, "tail": tail}
+
+
+def test_an_interval_is_cut_to_the_range_of_its_metric() -> None:
+    assert Interval(0.2, -0.01, 1.02).within(0.0, 1.0) == Interval(0.2, 0.0, 1.0)
+    assert Interval(0.2, 0.1, 0.3).within(0.0, 1.0) == Interval(0.2, 0.1, 0.3)
