@@ -469,7 +469,7 @@ def _interrupt(*_: object) -> None:
 REAL = os.environ.get("TAILFORGE_DATASETS", "")
 
 
-@pytest.mark.skipif(not REAL, reason="TAILFORGE_DATASETS is not set")
+@pytest.mark.skipif(not REAL, reason="real data are no part of the project: set TAILFORGE_DATASETS to their folder")
 def test_blood_cells(tmp_path):
     shutil.unpack_archive(f"{REAL}/wbc_bccd/wbc_bccd.tar", tmp_path, filter="data")
     shutil.copy(f"{REAL}/wbc_bccd/groups.json", tmp_path / "wbc_bccd")
@@ -481,7 +481,7 @@ def test_blood_cells(tmp_path):
     assert not set(made.train().column("group")) & set(made.val().column("group"))
 
 
-@pytest.mark.skipif(not REAL, reason="TAILFORGE_DATASETS is not set")
+@pytest.mark.skipif(not REAL, reason="real data are no part of the project: set TAILFORGE_DATASETS to their folder")
 def test_circuit_boards_by_their_list(tmp_path):
     shutil.unpack_archive(f"{REAL}/deeppcb64/deeppcb64.tar.gz", tmp_path, filter="data")
     for name in ("groups.json", "deeppcb64_lt_ir50.json"):

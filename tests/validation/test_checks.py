@@ -143,7 +143,10 @@ def test_real_duplicates_in_train_do_not_let_copies_pass(digits: Digits, tmp_pat
     assert (checks.bands["copy"].low > 3 * SAME).all()
 
 
-@pytest.mark.skipif("TAILFORGE_DATASETS" not in os.environ, reason="TAILFORGE_DATASETS is not set")
+@pytest.mark.skipif(
+    "TAILFORGE_DATASETS" not in os.environ,
+    reason="real data are no part of the project: set TAILFORGE_DATASETS to their folder",
+)
 def test_mnist_with_its_long_tail(tmp_path: Path) -> None:
     folder = Path(os.environ["TAILFORGE_DATASETS"]) / "mnist"
     with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
