@@ -1,4 +1,4 @@
-# make demo | test | lint | pins | clean; the first two make the environment too. Nothing is installed outside .venv.
+# make demo | test | lint | bakeoff | bakeoff-mnist | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint pins readme clean
+.PHONY: install demo test lint bakeoff bakeoff-mnist pins readme clean
 
 install: $(STAMP)
 
@@ -39,6 +39,21 @@ lint: install
 pins:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --group dev pyproject.toml -o requirements.txt
+
+# Every family of generators on the embedded digits: docs/bakeoff.md, docs/bakeoff.csv and pictures.
+bakeoff: install
+	$(BIN)/tailforge bakeoff --out docs
+
+# The same on MNIST with its long-tail list, from the folder of data sets that TAILFORGE_DATASETS names.
+MNIST := .tailforge/mnist
+bakeoff-mnist: install
+	@test -f "$(TAILFORGE_DATASETS)/mnist/mnist_lt_ir100.json" || \
+		{ echo "error: TAILFORGE_DATASETS=$(TAILFORGE_DATASETS) holds no mnist with its list mnist_lt_ir100.json" >&2; exit 2; }
+	test -d $(MNIST) || $(BIN)/tailforge init $(MNIST) --data $(TAILFORGE_DATASETS)/mnist
+	cp $(TAILFORGE_DATASETS)/mnist/mnist_lt_ir100.json $(MNIST)/data/lists/
+	cd $(MNIST) && $(CURDIR)/$(BIN)/tailforge bakeoff --name mnist --out $(CURDIR)/docs \
+		-S scarcity.kind=ids -S scarcity.ids=data/lists/mnist_lt_ir100.json \
+		-S sample.fill_to=200 -S sample.surplus=1.0 -S measure.rows=100
 
 # The table in README.md from the metrics.json that is there.
 readme: install

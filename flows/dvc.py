@@ -97,6 +97,11 @@ def stages(project: Path) -> list[str]:
     return _ask(project, "stage", "list", "--name-only").split()
 
 
+def cache(project: Path) -> Path:
+    """The folder of the project's cache. Raises DvcError."""
+    return (project / _ask(project, "cache", "dir").strip()).resolve()
+
+
 def changed(project: Path) -> bool:
     """Whether a stage would run. Raises DvcError."""
     return _ask(project, "status", "--json").strip() != "{}"

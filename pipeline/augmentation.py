@@ -50,5 +50,5 @@ def apply(images: Tensor, maps: Tensor) -> Tensor:
     """Read float images (n, c, h, w) at the maps (n, 2, 3): bilinear, mirrored at the border; identities stay untouched."""
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    same = (maps == torch.eye(2, 3)).all(-1).all(-1)
+    same = (maps == torch.eye(2, 3, device=maps.device)).all(-1).all(-1)
     return torch.where(same.view(-1, 1, 1, 1), images, moved)

@@ -15,7 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 
-FAMILIES = ("naive", "flow_matching", "external")
+FAMILIES = (
+    "naive",
+    "vae",
+    "normalizing_flow",
+    "autoregressive",
+    "energy_based",
+    "gan",
+    "stylegan2",
+    "diffusion",
+    "flow_matching",
+    "external",
+)
+ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
 REAL_ARMS = ("real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -74,6 +86,7 @@ class Judges(Section):
 
 class Validate(Section):
     agreement: Share
+    bayes: bool
     copy_quantile: Share
     copy_slack: Annotated[float, Field(ge=0.0)]
     outlier_quantile: Share
@@ -83,6 +96,11 @@ class Validate(Section):
     largest_share: Share
     neighbours: Count
     bootstrap: Count
+
+
+class Measure(Section):
+    seeds: Count
+    rows: Annotated[int, Field(ge=0)]
 
 
 class Classifier(Section):
@@ -103,6 +121,7 @@ class Arms(Section):
     real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1)]  # type: ignore[valid-type]
     doses: Annotated[list[Share], Field(min_length=1)]
     weights: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
+    ensemble: bool
 
 
 class Evaluate(Section):
@@ -122,10 +141,17 @@ class Params(Section):
     sample: Sample
     judges: Judges
     validate_: Annotated[Validate, Field(alias="validate")]
+    measure: Measure
     classifier: Classifier
     arms: Arms
     evaluate: Evaluate
     families: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def pools(self) -> list[str]:
+        """What arms are trained with: the families, and the ensemble of them where it is wanted and there are several."""
+        several = len(set(self.generators)) > 1
+        return [*dict.fromkeys(self.generators), *([ENSEMBLE] if self.arms.ensemble and several else [])]
 
 
 S = TypeVar("S", bound=Section)

@@ -1,4 +1,4 @@
-"""`tailforge`: lay a project, run it, export what came out.
+"""`tailforge`: lay a project, run it, compare generators, classify with one, export what came out.
 
 Exit status: 0 fine, 1 a failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports stand in the functions that need
 them, so that `tailforge --help` is quick.
@@ -32,8 +32,9 @@ def init(
 
     values = project.init(path, data)
     for key, value in values.items():
-        if value != "":
+        if value != "" and key.startswith(("data.", "scarcity.", "sample.", "classifier.")):
             print(f"{key}: {value}")
+    print(f"Settings of the generators are those for {values['data.image_size']} pixels a side.")
     print(f"Look through {path / 'params.yaml'}, then: cd {path} && tailforge run")
 
 
@@ -49,6 +50,34 @@ def run(
     from tailforge import running
 
     running.run(Path(), set_ or (), force or (), as_json=json)
+
+
+@app.command()
+def bakeoff(
+    families: Annotated[list[str] | None, typer.Argument(help="Families of generators; all that suit, if none.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Another value than in params.yaml.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bakeoff.md, bakeoff.csv and the pictures.")] = Path(),
+    name: Annotated[str | None, typer.Option(help="What to call the data set in the table.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else, on standard output.")] = False,
+) -> None:
+    """Compare all families of generators on this project's data."""
+    from tailforge import bakeoff as comparison
+
+    comparison.run(Path(), families or (), set_ or (), out, name, as_json=json)
+
+
+@app.command()
+def classify(
+    with_: Annotated[str, typer.Option("--with", metavar="GENERATOR", help="A generator of the project with a likelihood.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files or folders; validation rows, if none.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")] = False,
+) -> None:
+    """Classify by Bayes' rule with a generative model, beside the discriminative classifier."""
+    from tailforge import classifying
+
+    classifying.run(Path(), with_, images or (), as_json=json)
 
 
 @app.command()

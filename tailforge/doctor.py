@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tailforge import project
 
-PACKAGES = ("tailforge", "torch", "torchvision", "diffusers", "prefect", "dvc", "great-expectations")
+PACKAGES = ("tailforge", "torch", "torchvision", "diffusers", "zuko", "prefect", "dvc", "great-expectations")
 
 
 def findings(folder: Path) -> Iterator[tuple[str, str]]:

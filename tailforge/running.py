@@ -62,14 +62,14 @@ def _settle(folder: Path, overrides: Sequence[str]) -> bool:
     if overrides:
         text = settings.apply(file.read_text(encoding="utf-8"), settings.parse(overrides))
         params = settings.checked(text)
-        _sources(folder, params)
+        sources(folder, params)
         work.write(file, text)
     else:
-        _sources(folder, config.read(file))
+        sources(folder, config.read(file))
     return bool(overrides)
 
 
-def _sources(folder: Path, params: config.Params) -> None:
+def sources(folder: Path, params: config.Params) -> None:
     """Folders that DVC wants to exist: the source must, one that is not used is made. Warns of a list that DVC does not see.
 
     Raises ConfigError, DataError.

@@ -19,6 +19,7 @@ from toy import ROOT
 
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
+from pipeline.generators import registry
 from tailforge import project, settings, survey
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -204,6 +205,15 @@ def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 4, 5]))
     values, _ = survey.survey(tmp_path, train_share=0.35)
     assert values["data.source"] == "idx" and values["data.image_size"] == 8 and values["classifier.augment"] == "affine"
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 20, 28, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_family_takes_what_init_writes(size: int, channels: int) -> None:
+    values = survey._generators(size, channels)
+    params = settings.checked(settings.apply(PARAMS, {**values, "generators": list(config.FAMILIES)}))
+    for name in config.FAMILIES:
+        registry.family(name)(registry.settings(params, name), shape=(channels, size, size), n_classes=3)
 
 
 @pytest.mark.parametrize("case", ["missing", "file", "occupied", "inside", "no classes", "unreadable"])

@@ -97,7 +97,7 @@ def test_1_the_test_rows_are_opened_by_evaluate_alone(tmp_path: Path) -> None:
 def test_1_no_epoch_is_chosen_at_all() -> None:
     """A fit sees the plan and nothing that it could choose by; validation rows meet finished weights alone."""
     assert list(inspect.signature(train.fit).parameters) == ["plan", "config", "seed", "flips", "folder", "progress"]
-    assert callers("val") == {"classifier/selection.py", "stages/validate.py"}
+    assert callers("val") == {"classifier/selection.py", "measures.py", "stages/validate.py"}
 
 
 # 2. The generator, the filter or a threshold fitted on validation or test rows.
@@ -107,7 +107,7 @@ def fits(folder: Path) -> dict[str, Any]:
     params, prepared = digits_project.params(), folder / "prepared"
     rows = Prepared(prepared).train
     return {
-        "generator": lambda: fit_stage.run(params, "naive", prepared, folder / "model"),
+        "generator": lambda: fit_stage.run(params, "naive", prepared, folder / "model", folder / "fit.json"),
         "judges": lambda: judges_stage.run(params, prepared, folder / "judges"),
         "classifier": lambda: train_stage.run(params, prepared, folder / "runs"),
         "reference": lambda: score.reference.probabilities(rows(), CLASSES, rows().images(), 0),

@@ -11,7 +11,7 @@ Validation rows are scored and nothing else: no weight, threshold or epoch comes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,19 @@ def campaign(params: Params, prepared: Prepared, pool: Manifest | None = None, a
     )
 
 
-def accepted_rows(pool: Manifest, verdicts: Path) -> np.ndarray:
-    """bool (m,): which rows of the pool the gate let through. Raises DataError where a row has no verdict."""
+def accepted_rows(pool: Manifest, verdicts: Sequence[Path]) -> np.ndarray:
+    """bool (m,): which rows of the pool the gate let through. Raises DataError where a row has no verdict in the files."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(verdicts / "images.parquet", columns=["sample_id", "accepted"])
-    verdict = dict(zip(table["sample_id"].to_pylist(), table["accepted"].to_pylist(), strict=True))
+    tables = [pq.read_table(file, columns=["sample_id", "accepted"]).to_pydict() for file in verdicts]
+    verdict = {name: accepted for t in tables for name, accepted in zip(t["sample_id"], t["accepted"], strict=True)}
     try:
         return np.array([verdict[sample_id] for sample_id in pool.table["sample_id"].to_pylist()], bool)
     except KeyError as error:
         raise DataError(
-            f"{verdicts}: no verdict on {error}", expected="one for each image of the pool", remedy="run the stage validate"
+            f"{verdicts[0].parent}: no verdict on {error}",
+            expected="one for each image of the pool",
+            remedy="run the stage validate",
         ) from None
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pipeline.classifier import train as classifier
 from pipeline.classifier.selection import read_choice
-from pipeline.config import Params
+from pipeline.config import ENSEMBLE, Params
 from pipeline.evaluation import reference
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
 from pipeline.evaluation.metrics import Predictions
@@ -71,13 +71,19 @@ class Choices:
             rivals[name] = max(rows, key=lambda arm: rows[arm]["mean"])
 
         def rank(name: str) -> tuple[bool, float]:
-            return not registry.family(name).traits.pretrained, chosen[name]["validation"]["synthetic"]["mean"]
+            return not pretrained(name, families), chosen[name]["validation"]["synthetic"]["mean"]
 
         return cls(real, chosen, max(chosen, key=rank), rivals)
 
     def folder(self, runs: Path, family: str, arm: str) -> Path:
         """Where the weights of `arm` lie."""
         return runs / ("real" if arm in self.real["validation"] else family) / arm
+
+
+def pretrained(family: str, families: Sequence[str]) -> bool:
+    """Whether a family, or one that the ensemble pools, has pretrained weights."""
+    members = [f for f in families if f != ENSEMBLE] if family == ENSEMBLE else [family]
+    return any(registry.family(member).traits.pretrained for member in members)
 
 
 def score(predictions: Predictions, resamples: Resamples, groups: Mapping[str, np.ndarray]) -> Scored:
@@ -105,7 +111,7 @@ def predictions(folder: Path, seeds: int, images: Tensor, targets: np.ndarray) -
 def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, test: Manifest) -> Results:
     """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
     settings, seeds = params.evaluate, params.arms.seeds
-    choices = Choices.read(runs, params.generators)
+    choices = Choices.read(runs, params.pools)
     primary, rival = choices.primary, choices.rivals[choices.primary]
     images, targets = test.images(), test.targets(classes).numpy()
     counts = train.counts(classes)
@@ -147,7 +153,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
             "verdict": verdict(over["balanced_accuracy"]),
             "gain": {name: value.json() for name, value in over.items()},
             "best_real_arm": choices.rivals[family],
-            "pretrained": registry.family(family).traits.pretrained,
+            "pretrained": pretrained(family, params.generators),
         }
     metrics = {
         "verdict": generators[primary]["verdict"],
@@ -214,7 +220,7 @@ def _warnings(
         out.append(f"too few accepted images to fill {', '.join(missing)}")
     if missing := [classes[c] for c in family["missing"]["none"]]:
         out.append(f"no accepted image of {', '.join(missing)}, so that synthetic_only cannot know them")
-    for name in choices.families:
+    for name in params.generators:
         traits = registry.family(name).traits
         if traits.pretrained:
             out.append(f"{name} is {PRETRAINED}")

@@ -11,23 +11,29 @@ tests/contracts runs one suite over all families, chosen by their traits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, Self, runtime_checkable
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline import weights
-from pipeline.config import Section, parse
+from pipeline.config import Count, Section, Share, parse
 from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a family can do. density: explicit | approximate | implicit; likelihood: exact | bound | none."""
+    """What a family can do.
 
-    density: Literal["explicit", "approximate", "implicit"]
+    density      explicit | approximate (a bound of it) | unnormalised (up to a constant) | implicit (samples alone)
+    likelihood   exact | bound | none: what `log_prob` gives; exact to the error of its solver where it integrates an ODE
+    """
+
+    density: Literal["explicit", "approximate", "unnormalised", "implicit"]
     likelihood: Literal["exact", "bound", "none"]
     conditional: bool = True
     pretrained: bool = False
@@ -95,4 +101,44 @@ class HasLogProb(Protocol):
     """A model with a density, or a lower bound of one (`traits.likelihood` says which)."""
 
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
-        """log p(x | y) in nats (n,), density with respect to x in [-1, 1]^(c h w)."""
+        """log p(x | y) in nats float64 (n,), density with respect to x in [-1, 1]^(c h w). Row i depends on row i alone.
+
+        Densities are of dequantised images (pipeline/density.py); a model of grey levels spreads each level's mass evenly
+        over its cell of width 2 / 256.
+        """
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """A model known up to a constant: p(x | y) = exp(-E(x, y)) / Z_y."""
+
+    def energy(self, images: Tensor, labels: Tensor) -> Tensor:
+        """E(x, y) float64 (n,). Low for likely images; not a likelihood, since Z_y is unknown."""
+
+
+class Trained(Section):
+    """Settings that every family of networks shares; each section of params.yaml lists them."""
+
+    steps: Count
+    batch_images: Count
+    lr: Annotated[float, Field(gt=0.0)]
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)]
+    class_power: Share
+    augment: Share
+    block_images: Count
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: Annotated[int, Field(ge=0)]
+
+
+def in_blocks(
+    make: Callable[[Tensor, list[int]], Tensor], labels: Tensor, seeds: Sequence[int], size: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Images (n, *shape) from `make`, called with always `size` labels and seeds, the last block filled up with its last row.
+
+    Matrix shapes, and so roundings, then never vary with the batch: an image does not depend on its neighbours.
+    """
+    n, done = len(labels), []
+    for start in range(0, n, size):
+        rows = torch.arange(start, start + size).clamp(max=n - 1)
+        done.append(make(labels[rows], [seeds[int(i)] for i in rows]).cpu())
+    return torch.cat(done)[:n] if done else torch.empty(0, *shape)

@@ -3,7 +3,12 @@
     x_t = (1 - t) x_0 + t x_1,   x_0 ~ p(x | y),   x_1 ~ N(0, I)
     L   = E_{t, x_0, x_1} | v(x_t, t, y, a) - (x_1 - x_0) |^2,   logit(t) ~ N(0, 1)
     sampling: dx = v dt from t = 1 to 0 by Heun's rule
-    guidance: v_w = v(no class) + w (v(y) - v(no class))   (Ho & Salimans, 2022, eq. 6, for velocities)
+    path optimal_transport: x_1 is exchanged within a batch for the shortest way from x_0 (Tong et al., 2024)
+
+The flow from noise to images is invertible and so has a density (instantaneous change of variables: Chen et al., 2018, eq. 8):
+
+    log p(x_0 | y) = log N(x_1; 0, I) + int_0^1 div v(x_t, t, y) dt,   dx = v dt from t = 0 at x_0 to t = 1 at x_1
+    div v = E_e e^T (dv / dx) e,   e of signs +1 and -1   (Hutchinson, 1990; Grathwohl et al., 2019, eq. 7)
 
 What makes one shared network learn a class of three images: all classes train it; classes are drawn in proportion to
 n_c^(1 - class_power); labels are dropped per sample; geometric augmentation a is told to the network and set to none when
@@ -12,6 +17,8 @@ sampling, so that it cannot leak; dropout; averaged weights.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -20,143 +27,139 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import augmentation, noise, solvers
-from pipeline.config import Count, Section, Share
-from pipeline.errors import ConfigError
-from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
+from pipeline import density, noise, solvers
+from pipeline.batches import Batch
+from pipeline.config import Count, Section
+from pipeline.generators import denoising
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.denoising import Denoising, Example
 from pipeline.seeds import noise as noise_of
-from pipeline.seeds import rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.seeds import rng
+from pipeline.training import device, threads
 
 NAME = "flow_matching"
 
 
-class Config(Section):
+class Config(Denoising):
     """The section `flow_matching` of params.yaml."""
 
-    network: Literal["unet", "diffusers"]
-    width: Annotated[int, Field(ge=16, multiple_of=16)]
-    depth: Count
-    patch: Count
-    dropout: Share
-    steps: Count
-    batch_images: Count
-    lr: Annotated[float, Field(gt=0.0)]
-    ema: Share
-    class_power: Share
-    label_dropout: Share
-    augment: Share
-    guidance_scale: Annotated[float, Field(ge=0.0)]
-    solver_steps: Count
-    block_images: Count
-    precision: Literal["auto", "fp32", "bf16"]
-    threads: Annotated[int, Field(ge=0)]
+    path: Literal["linear", "optimal_transport"]
+    likelihood_steps: Count
+    likelihood_probes: Annotated[int, Field(ge=0)]
 
 
 class Model(GenerativeModel):
     """Class-conditional flow matching on pixels."""
 
-    traits = Traits(density="explicit", likelihood="none")
+    traits = Traits(density="explicit", likelihood="exact")
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """Raises ConfigError where the image size does not suit the patch, or guidance has no unconditional model."""
+        """Raises ConfigError where the image size does not suit the patch, or guidance lacks what it is guided by."""
         assert isinstance(config, Config)
-        unit = 2 * config.patch
-        if shape[1] % unit or shape[1] < 2 * unit:
-            near = max(2 * unit, round(shape[1] / unit) * unit)
-            raise ConfigError(
-                f"data.image_size={shape[1]} with flow_matching.patch={config.patch}",
-                expected=f"a multiple of {unit}, at least {2 * unit}",
-                remedy=f"set data.image_size={near} or flow_matching.patch=1",
-            )
-        if config.guidance_scale != 1.0 and config.label_dropout == 0.0:
-            raise ConfigError(
-                f"flow_matching.guidance_scale={config.guidance_scale} with label_dropout=0",
-                expected="a model that was trained without labels too",
-                remedy="set flow_matching.label_dropout=0.1 or guidance_scale=1.0",
-            )
+        denoising.check(config, NAME, shape)
         self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.network: nn.Module = nn.Identity()  # until fit or load
-
-    def _build(self) -> nn.Module:
-        kind: type[nn.Module]
-        if self.config.network == "unet":
-            from pipeline.networks.unet import UNet as kind
-        else:
-            from pipeline.networks.diffusers_unet import DiffusersUNet as kind
-        config = self.config
-        return kind(
-            self.shape, self.n_classes, width=config.width, depth=config.depth, patch=config.patch, dropout=config.dropout,
-            conditions=augmentation.CONDITIONS,
-        )  # fmt: skip
+        self.networks = nn.ModuleDict()  # until fit or load
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
-        config, where, path = self.config, device(), noise.Linear()
-        with torch_stream(seed, NAME, "weights"):
-            network = self._build().to(where)
-        plan = Optimisation(steps=config.steps, lr=config.lr, weight_decay=0.01, ema=config.ema)
-        learner = Learner(network, plan)
-        images, labels = images.to(where), labels.to(where)
-        counts = torch.bincount(labels.cpu(), minlength=self.n_classes).clamp(min=1)
-        draw = counts.double()[labels.cpu()] ** -config.class_power
+        path = noise.Linear()
 
-        def update(k: int) -> float:
-            stream, n = rng(seed, NAME, k), config.batch_images
-            rows = torch.multinomial(draw, n, replacement=True, generator=stream)
-            maps, conditions = augmentation.random_maps(n, config.augment, stream)
-            t = noise.logit_normal(n, stream).to(where)
-            x1 = torch.randn(n, *self.shape, generator=stream).to(where)
-            dropped = torch.rand(n, generator=stream) < config.label_dropout
-            x0 = augmentation.apply(images[rows], maps.to(where))
-            y = labels[rows].masked_fill(dropped.to(where), self.n_classes)
-            with autocast(config.precision, where):
-                v = network(path.mix(x0, x1, t), t, y, conditions.to(where))
-            return learner.step((v - path.velocity(x0, x1)).square().mean(), k)
+        def corrupt(batch: Batch) -> Example:
+            # Images within their grey levels' cells, as a density is asked of such; the eye sees no difference.
+            x0 = density.dequantise(batch.images, batch.rng)
+            x1 = torch.randn(x0.shape, generator=batch.rng).to(x0.device)
+            if self.config.path == "optimal_transport":
+                x1 = noise.paired(x0, x1, alike(batch))
+            t = noise.logit_normal(len(x0), batch.rng).to(x0.device)
+            point = noise.Point.mix(x0, x1, *path.at(t))
+            return Example(point.x, t, point.target("velocity", x0, x1))
 
-        network.train()
-        with threads(config.threads):
-            loop(
-                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=config.batch_images, folder=folder,
-            )  # fmt: skip
-        self.network = learner.finish().cpu()
+        data = (images, labels)
+        self.networks = denoising.fit(self.config, NAME, self.shape, self.n_classes, data, corrupt, seed=seed, folder=folder)
         return self
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Blocks of always as many rows, filled up at the end: matrix shapes, and so roundings, never vary with the batch."""
+        """Images float32 (n, c, h, w) in [-1, 1]."""
         config, where = self.config, device()
-        network = self.network.to(where).eval()
-        size, n = config.block_images, len(labels)
-        none = torch.zeros(size, augmentation.CONDITIONS, device=where)
-        absent = torch.full((size,), self.n_classes, device=where)
-        done = []
-        for start in range(0, n, size):
-            rows = torch.arange(start, start + size).clamp(max=n - 1)
-            y = labels[rows].to(where)
+        self.networks.to(where).eval()
 
-            def velocity(x: Tensor, t: float, y: Tensor = y) -> Tensor:
-                at = torch.full((size,), t, device=where)
-                with autocast(config.precision, where):
-                    v: Tensor = network(x, at, y, none)
-                    if config.guidance_scale != 1.0:
-                        unconditional = network(x, at, absent, none)
-                        v = torch.lerp(unconditional, v, config.guidance_scale)
-                return v
+        def make(y: Tensor, of: list[int]) -> Tensor:
+            velocity = denoising.guided(self.networks, config, self.n_classes, y.to(where))
+            x1 = noise_of(of, self.shape).to(where)
+            return solvers.heun(velocity, x1, solvers.times(config.solver_steps)).clamp(-1.0, 1.0)
 
-            x1 = noise_of([seeds[int(i)] for i in rows], self.shape).to(where)
-            with threads(config.threads):
-                done.append(solvers.heun(velocity, x1, config.solver_steps).clamp(-1.0, 1.0).cpu())
-        return torch.cat(done)[:n] if done else torch.empty(0, *self.shape)
+        with threads(config.threads):
+            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+
+    @torch.no_grad()
+    def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
+        """log p(x | y) in nats float64 (n,), without guidance, of images before they are clipped to [-1, 1].
+
+        Exact but for the error of Heun's rule (likelihood_steps), and for that of the probes where likelihood_probes is not 0:
+        one set of probes serves every row, so that classes are compared on equal terms.
+        """
+        plain = {"guidance": "none", "precision": "fp32"}  # a divergence is a sum over pixels: bf16 is too coarse for it
+        config, where = self.config.model_copy(update=plain), device()
+        self.networks.to(where).eval()
+        probes = directions(self.shape, config.likelihood_probes).to(where)
+
+        def make(y: Tensor, rows: list[int]) -> Tensor:
+            velocity = denoising.guided(self.networks, config, self.n_classes, y.to(where))
+            return log_density(velocity, images[rows].to(where), config.likelihood_steps, probes)
+
+        with threads(config.threads):
+            size = max(1, min(config.block_images, len(labels)))
+            return in_blocks(make, labels, range(len(labels)), size, ()).double()
 
     def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.network.state_dict(), self.config, self.shape, self.n_classes))
+        write_model(folder, NAME, Stored(self.networks.state_dict(), self.config, self.shape, self.n_classes))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         stored = read_model(folder, NAME, Config)
         model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.network = model._build()
-        model.network.load_state_dict(stored.tensors)
+        model.networks = denoising.build(model.config, stored.shape, stored.n_classes)
+        model.networks.load_state_dict(stored.tensors)
         return model
+
+
+def alike(batch: Batch) -> list[int]:
+    """A number for each row, equal where the network is told the same: unmoved images of one class; a moved one is alone.
+
+    Exchanged noise tells of the image that it went to. Within rows of equal class and map it stays N(0, I) given both.
+    """
+    moved = batch.conditions.abs().sum(1) > 0
+    alone = -1 - torch.arange(len(moved), device=moved.device)
+    groups: list[int] = torch.where(moved, alone, batch.labels).tolist()
+    return groups
+
+
+def directions(shape: tuple[int, int, int], n: int) -> Tensor:
+    """Vectors e (m, c, h, w) with sum e^T J e = trace J: all axes for n = 0, else n of signs, equal to it in the mean."""
+    if n == 0:
+        return torch.eye(math.prod(shape)).view(-1, *shape)
+    signs = torch.randint(0, 2, (n, *shape), generator=rng(0, NAME, "probes"))
+    return (2 * signs - 1) / math.sqrt(n)
+
+
+def log_density(velocity: solvers.Velocity, x0: Tensor, steps: int, probes: Tensor) -> Tensor:
+    """log p(x_0) in nats float64 (n,) by Heun's rule; times are squares, as the velocity changes fastest near the data."""
+
+    def slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            v = velocity(x, t)
+            div = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            for i, e in enumerate(probes):
+                (product,) = torch.autograd.grad(v, x, e.expand_as(v), retain_graph=i + 1 < len(probes))
+                div += (product * e).double().flatten(1).sum(1)
+        return v.detach(), div
+
+    x, gained = x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    for t, s in itertools.pairwise((i / steps) ** 2 for i in range(steps + 1)):
+        v, div = slope(x, t)
+        ahead, div_ahead = slope(x + (s - t) * v, s)
+        x, gained = x + (s - t) / 2 * (v + ahead), gained + (s - t) / 2 * (div + div_ahead)
+    normal = -0.5 * (x.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return normal + gained

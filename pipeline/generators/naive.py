@@ -22,13 +22,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline import density
 from pipeline.config import Count, Section, Share
 from pipeline.errors import DataError
 from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
-from pipeline.seeds import noise
+from pipeline.seeds import noise, rng
 
 NAME = "naive"
-FLOOR = 1e-4  # least standard deviation, in units of [-1, 1]: constant pixels keep a density
+FLOOR = 1 / (
+    128 * math.sqrt(12)
+)  # least standard deviation, in units of [-1, 1]: that of a uniform place in a grey level's cell
 
 
 class Config(Section):
@@ -52,7 +55,7 @@ class Model(GenerativeModel):
         self.state: dict[str, Tensor] = {}
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
-        x = images.flatten(1).double()
+        x = density.dequantise(images, rng(seed, NAME)).flatten(1).double()
         n, dim = x.shape
         mean = x.mean(0)
         _, singular, basis = torch.linalg.svd(x - mean, full_matrices=False)
@@ -114,8 +117,8 @@ class Model(GenerativeModel):
             gaps = (z[rows, None] - own).flatten(0, 1)
             logs = _normal(gaps, state["kernel"].expand(len(gaps), d, d)).view(-1, len(own))
             out[rows] = torch.logsumexp(logs, 1) - math.log(len(own))
-        density: Tensor = off + out
-        return density
+        total: Tensor = off + out
+        return total
 
     def save(self, folder: Path) -> None:
         write_model(folder, NAME, Stored(self.state, self.config, self.shape, self.n_classes))

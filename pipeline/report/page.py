@@ -25,6 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipeline import work
+from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError
 from pipeline.prepared import Prepared
 from pipeline.report import album, gallery, tables, words
@@ -38,6 +39,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "diffusers",
+    "zuko",
     "numpy",
     "scipy",
     "scikit-learn",
@@ -56,6 +58,7 @@ class Sources:
     prepared: Path
     pools: Path
     verdicts: Path
+    measures: Path
     evaluation: Path
     metrics: Path
 
@@ -93,8 +96,10 @@ def render(sources: Sources, out: Path) -> str:
         n_classes=len(rare),
         strips=shown,
         open_strips=gallery.OPEN,
+        worth=tables.beside_each_other([_json(sources.measures / f.name / "measures.json", "measure") for f in families]),
+        discriminative=words.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("best_real_arm"))),
         families=[_family(f, gallery.rejections(f, train, budget), sources, out) for f in families],
-        classes=_classes(info, rare, families),
+        classes=_classes(info, rare, _behind(metrics, families)),
         warnings=_warnings(info, details, families),
         duplicates=info.get("near_duplicates") or 0,
         set_aside=_listed(info, "set_aside", "path"),
@@ -137,6 +142,11 @@ def _families(sources: Sources, classes: list[str], metrics: Mapping[str, Any]) 
     return found
 
 
+def _behind(metrics: Mapping[str, Any], families: list[Family]) -> list[Family]:
+    """The families whose images the verdict is about: the chosen one, or all that the ensemble pools."""
+    return families if metrics.get("generator") == ENSEMBLE else families[:1]
+
+
 def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: list[Family]) -> dict[str, Any]:
     """What is read first: the verdict in words, its figure, the scores behind it, what to do next."""
     word, best, choice = metrics.get("verdict"), str(metrics.get("best_real_arm")), details.get("choice", {})
@@ -156,8 +166,9 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
         step(f"Mean {words.METRICS[m]}" if m == "auroc" else words.METRICS[m], m)
         for m in ("balanced_accuracy", "tail_recall", "macro_f1", "auroc")
     ]
-    accepted = families[0].accepted if families else 0
-    made = families[0].made if families else 0
+    shown = _behind(metrics, families)
+    accepted, made = sum(f.accepted for f in shown), sum(f.made for f in shown)
+    chosen = metrics.get("generator") or (families[0].name if families else None)
     return {
         "word": word,
         "label": label,
@@ -176,12 +187,12 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
         "facts": [f for f in facts if f["before"] != words.NONE or f["after"] != words.NONE],
         "accepted": accepted,
         "made": made,
-        "chosen": families[0].name if families else None,
+        "chosen": chosen,
         "advice": words.advice(
             word,
             best=best,
             recipe=choice.get("recipe") or best,
-            family=families[0].name if families else None,
+            family=chosen,
             accepted=accepted,
             made=made,
             dose=choice.get("dose"),
@@ -273,15 +284,16 @@ def _fidelity(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _classes(info: Mapping[str, Any], rare: list[tuple[str, int]], families: list[Family]) -> list[dict[str, Any]]:
-    """Images per class: real ones by split, synthetic ones by verdict of the chosen family."""
+    """Images per class: real ones by split, synthetic ones by verdict of the families behind the verdict."""
     counts, rejected = info.get("counts", {}), dict[str, int]()
-    for (_, name), n in families[0].found.rejected.items() if families else ():
-        rejected[name] = rejected.get(name, 0) + n
+    for family in families:
+        for (_, name), n in family.found.rejected.items():
+            rejected[name] = rejected.get(name, 0) + n
     return [
         {
             "name": name,
             "real": [counts.get(split, {}).get(name) for split in ("train", "val", "test")],
-            "accepted": families[0].found.accepted[name] if families else 0,
+            "accepted": sum(f.found.accepted[name] for f in families),
             "rejected": rejected.get(name, 0),
         }
         for name, _ in rare[: tables.CLASS_ROWS]

@@ -165,6 +165,36 @@ def recall(details: Mapping[str, Any], best: str) -> tuple[list[ClassRow], Marku
     return rows, figures.axis(scale, percent)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table of families: a (number, interval) per family."""
+
+    title: str
+    note: str
+    cells: list[tuple[str, str]]
+
+
+def beside_each_other(measures: Sequence[Mapping[str, Any]]) -> list[Measure]:
+    """What the stage `measure` found of each family, a row per measure; empty without families."""
+    if not measures:
+        return []
+
+    def row(name: str, known: Mapping[str, tuple[str, str]], values: Sequence[object]) -> Measure:
+        title, note = known.get(name, (name.replace("_", " "), ""))
+        found = [Interval.of(value) for value in values]
+        return Measure(title, note, [(words.measure(i.estimate), words.measure_range(i)) for i in found])
+
+    near = [m["closeness"] for m in measures]
+    closest = [name for name in words.FIDELITY if any(name in c for c in near)]
+    rows = [row(name, words.WORTH, [m.get(name) for m in measures]) for name in words.WORTH]
+    bits = rows[-1].cells
+    for i, m in enumerate(measures):
+        if m["likelihood"] == "bound" and bits[i][0] != words.NONE:
+            bits[i] = (f"{bits[i][0]} *", bits[i][1])
+    rows += [row(name, words.FIDELITY, [c.get(name) for c in near]) for name in closest]
+    return rows + [row(name, words.SIZE, [m.get(name) for m in measures]) for name in words.SIZE]
+
+
 def rankings(details: Mapping[str, Any], best: str) -> list[Ranking]:
     """AUROC and average precision per class: neither moves when only the prior of a class shifts."""
     tables = [details.get(metric, {}).get(arm, {}) for metric in ("auroc", "average_precision") for arm in (best, "synthetic")]

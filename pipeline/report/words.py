@@ -152,12 +152,27 @@ METRICS = {
 
 FIDELITY = {
     "kid": ("KID", "kernel distance of the two sets; 0 is no difference"),
+    "mmd": ("MMD", "the same with a Gaussian kernel"),
+    "frechet": ("Fréchet distance", "of means and covariances; 0 is no difference"),
+    "sliced_wasserstein": ("Sliced Wasserstein", "mean distance along random directions; 0 is no difference"),
     "precision": ("Precision", "share of synthetic images that lie among the real ones; high is good"),
     "recall": ("Recall", "share of real images that lie among the synthetic ones; low means variety is missing"),
     "density": ("Density", "how thick with real images the places are where synthetic ones lie; about 1 is real"),
     "coverage": ("Coverage", "share of real images with a synthetic one near by; high is good"),
     "near_copies": ("Near copies", "share of images nearer to a train image than nearly all new real images are; low is good"),
     "c2st": ("Two-sample test", "accuracy of a classifier that tells real from synthetic; 0.5 is indistinguishable"),
+}
+
+
+WORTH = {
+    "cas": ("Classification accuracy score", "balanced accuracy of a classifier that saw these images alone; high is good"),
+    "bayes": ("Bayes' rule", "balanced accuracy of the model's own p(class | image); high is good"),
+    "bits_per_dim": ("Bits per dimension", "of real images under the model; low is good; * from a bound"),
+}
+
+SIZE = {
+    "accepted": ("Accepted", "share of its images that passed all checks"),
+    "parameters": ("Numbers stored", "in the model's file"),
 }
 
 
@@ -196,9 +211,8 @@ def advice(
             f"Write the images out, a folder for each class: `tailforge export {family} --out FOLDER`.",
             "Look at the pictures below before you rely on them: each synthetic image stands above its nearest real one.",
         ]
-    longer = "Train the generator longer (`flow_matching.steps`), or choose" if family == "flow_matching" else "Choose"
     better = [
-        f"{longer} another family of generators (`generators`).",
+        "Compare all families of generators: `tailforge bakeoff`. Those that learn by steps may need more (`steps`).",
         "See which checks rejected images below, and whether the accepted ones look like their class.",
     ]
     if word == "harm":

@@ -16,13 +16,14 @@ from pipeline.errors import TailforgeError
 # verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
 VERBS = {
     "prepare": ["out"],
-    "fit": ["family", "prepared", "out"],
-    "sample": ["family", "prepared", "model", "out"],
+    "fit": ["family", "prepared", "out", "cost"],
+    "sample": ["family", "prepared", "model", "out", "cost"],
     "judges": ["prepared", "out"],
-    "validate": ["family", "prepared", "judges", "pool", "out", "docs"],
+    "validate": ["family", "prepared", "judges", "model", "pool", "out", "docs"],
+    "measure": ["family", "prepared", "model", "pool", "verdicts", "out"],
     "train": ["family?", "prepared", "pool?", "verdicts?", "real?", "out"],
     "evaluate": ["prepared", "runs", "metrics", "gains", "out"],
-    "report": ["prepared", "pools", "verdicts", "evaluation", "metrics", "out"],
+    "report": ["prepared", "pools", "verdicts", "measures", "evaluation", "metrics", "out"],
 }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
+from pipeline import costs, work
 from pipeline.config import Params
 from pipeline.generators import registry
 from pipeline.images import to_float
 from pipeline.prepared import Prepared
 
 
-def run(params: Params, family: str, prepared: Path, out: Path) -> None:
-    """Write the model of `family` into folder `out`. A killed fit goes on at its last checkpoint."""
+def run(params: Params, family: str, prepared: Path, out: Path, cost: Path) -> None:
+    """Write the model of `family` into folder `out`, and what it cost to the file `cost`.
+
+    A killed fit goes on at its last checkpoint.
+    """
     data = Prepared(prepared)
     settings = registry.settings(params, family)
     kind = registry.family(family)
@@ -23,4 +26,6 @@ def run(params: Params, family: str, prepared: Path, out: Path) -> None:
         checkpoints = folder / ".checkpoints"
         checkpoints.mkdir(exist_ok=True)
         model = kind(settings, shape=data.shape, n_classes=len(data.classes))
-        model.fit(to_float(images), labels, seed=params.seed, folder=checkpoints).save(folder)
+        with costs.noted(cost, images=len(images), resumed=any(checkpoints.iterdir())):
+            model.fit(to_float(images), labels, seed=params.seed, folder=checkpoints)
+        model.save(folder)

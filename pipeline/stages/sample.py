@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import sampling, work
+from pipeline import costs, sampling, work
 from pipeline.config import Params
 from pipeline.generators import registry
 from pipeline.prepared import Prepared
 
 
-def run(params: Params, family: str, prepared: Path, model: Path, out: Path) -> None:
-    """Write the pool of `family` into folder `out`. A killed run goes on at the first missing shard."""
+def run(params: Params, family: str, prepared: Path, model: Path, out: Path, cost: Path) -> None:
+    """Write the pool of `family` into folder `out`, and what it cost to the file `cost`.
+
+    A killed run goes on at the first missing shard.
+    """
     data, settings = Prepared(prepared), params.sample
     kind = registry.family(family)
     if kind.traits.sources_known:
@@ -22,4 +25,6 @@ def run(params: Params, family: str, prepared: Path, model: Path, out: Path) -> 
         plan = sampling.all_of(data.external(), data.classes)
     decided_by = (params.seed, settings.model_dump(), model, prepared / "train.parquet", prepared / "dataset.json")
     with work.resumable(out, *decided_by) as folder:
-        sampling.write_pool(kind.load(model), family, plan, data.classes, folder, shard_images=settings.shard_images)
+        loaded = kind.load(model)
+        with costs.noted(cost, images=len(plan), resumed=any(folder.iterdir())):
+            sampling.write_pool(loaded, family, plan, data.classes, folder, shard_images=settings.shard_images)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import work
 from pipeline.classifier import selection
-from pipeline.config import Params
+from pipeline.config import ENSEMBLE, Params
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.prepared import Prepared
@@ -21,7 +21,10 @@ def run(
     verdicts: Path | None = None,
     real: Path | None = None,
 ) -> None:
-    """Write <arm>/<seed>.safetensors and choice.json into `out`."""
+    """Write <arm>/<seed>.safetensors and choice.json into `out`.
+
+    For the family `ensemble`, `pool` and `verdicts` are the folders of all families; nothing is written where it is not wanted.
+    """
     data = Prepared(prepared)
     settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
@@ -31,7 +34,11 @@ def run(
         return
     if pool is None or verdicts is None or real is None:
         raise InputError(f"train --family {family}", expected="--pool, --verdicts and --real as well")
-    with work.resumable(out, settings, params.sample.fill_to, *rows, pool, verdicts / "images.parquet", real) as folder:
-        images = Manifest.read(pool)
-        accepted = selection.accepted_rows(images, verdicts)
+    members = params.generators if family == ENSEMBLE else [""]
+    pools, judged = [pool / name for name in members], [verdicts / name / "images.parquet" for name in members]
+    with work.resumable(out, settings, params.sample.fill_to, params.pools, *rows, *pools, *judged, real) as folder:
+        if family == ENSEMBLE and family not in params.pools:
+            return
+        images = Manifest.read(*pools)
+        accepted = selection.accepted_rows(images, judged)
         selection.with_pool(params, selection.campaign(params, data, images, accepted), folder, real)

@@ -5,26 +5,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import work
+from pipeline import bayes, work
 from pipeline.config import Params
 from pipeline.errors import TailforgeError
 from pipeline.features import Judges
+from pipeline.generators import registry
 from pipeline.prepared import Prepared
 from pipeline.validation import gate
 
 
-def run(params: Params, family: str, prepared: Path, judges: Path, pool: Path, out: Path, docs: Path) -> None:
+def run(params: Params, family: str, prepared: Path, judges: Path, model: Path, pool: Path, out: Path, docs: Path) -> None:
     """Write verdicts.parquet, images.parquet and summary.json to `out`, and Data Docs to `docs`.
+
+    With validate.bayes the p(y | x) of `model`, where its family has one, is a judge too.
 
     Raises TailforgeError, when both stand, where a critical expectation fails.
     """
     data = Prepared(prepared)
     settings = (family, params.seed, params.data.flips, params.sample.fill_to, params.validate_.model_dump(), data.classes)
-    files = (prepared / "train.parquet", prepared / "val.parquet", judges, pool)
+    files = (prepared / "train.parquet", prepared / "val.parquet", judges, pool, *([model] if params.validate_.bayes else []))
+    kind = registry.family(family)
+    posterior = bayes.judge(kind.load(model), len(data.classes), params.seed) if params.validate_.bayes else None
     with work.resumable(out, *settings, *files) as folder, work.resumable(docs, *settings, *files) as pages:
         outcome = gate.judge(
             pool, data.train(), data.val(), Judges.load(judges), data.classes,
-            family=family, params=params, out=folder, docs=pages,
+            family=family, params=params, out=folder, docs=pages, posterior=posterior,
         )  # fmt: skip
     for line in outcome.warnings + outcome.failures:
         print(f"{family}: {line}", file=sys.stderr)

@@ -6,7 +6,8 @@
     blank      largest standard deviation of a channel over the pixels, of 255; low = blank_std
     copy       distance in pixel space to the nearest real train image of any class; low from real images
     duplicate  distance in pixel space to the nearest earlier image of the pool; the same low
-    label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement
+    label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement. The generative model's own p(y | x) may
+               be one more judge: it knows the class from the inside, but has seen all train rows, its own samples' cause
     outlier    mean over the judges of the distance in feature space to the nearest train image of class c; high from real ones
 
 copy and outlier are the two sides of one band: too near is memorised, too far is not of the class. Both are calibrated on
@@ -25,7 +26,7 @@ distances to as many reference rows as class c has, or rare classes would be mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ from pipeline.features import Judges, Opinion
 from pipeline.manifest import Manifest
 from pipeline.seeds import numpy_rng
 
+Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
 CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for
 THUMBNAIL = 16  # pixels
 CHUNK = 1024  # rows of a distance matrix at a time
@@ -72,11 +74,20 @@ class Checks:
     """The checks, calibrated on real train rows when built. Raises LeakError for a row that is not train."""
 
     def __init__(
-        self, train: Manifest, judges: Judges, classes: Sequence[str], *, settings: config.Validate, flips: str, seed: int
+        self,
+        train: Manifest,
+        judges: Judges,
+        classes: Sequence[str],
+        *,
+        settings: config.Validate,
+        flips: str,
+        seed: int,
+        posterior: Posterior | None = None,
     ) -> None:
         judges.require_rows(train)
         pixels, targets = train.training_tensors(classes, "the checks")
         self.judges, self.classes, self.flips, self.seed = judges, list(classes), flips, seed
+        self.posterior = posterior
         self.targets, self.shape = targets.numpy(), tuple(pixels.shape[1:])
         self._thumbnails = thumbnails(pixels)
         self._embeddings = judges.embed(pixels)
@@ -104,13 +115,14 @@ class Checks:
     def measure(self, pixels: Tensor, targets: np.ndarray) -> Measured:
         """All that is measured of images uint8 (n, c, h, w) with classes (n,), whatever other images the pool holds."""
         said = self.judges.look(pixels)
-        own = said.probabilities[:, np.arange(len(targets)), targets]
+        opinions = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
+        agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in opinions]
         small = thumbnails(pixels)
         distance, nearest = self._nearest_train(pixels)
         values = {
             "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
             "copy": distance,
-            "label": (own / said.probabilities.max(2)).mean(0).astype(np.float64),
+            "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
             "outlier": self._outlier_distance(said, targets),
         }
         flat = np.hstack(list(said.embeddings))  # judge after judge

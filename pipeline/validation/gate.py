@@ -27,7 +27,7 @@ from pipeline.features import Judges
 from pipeline.manifest import SCHEMA, Manifest
 from pipeline.seeds import numpy_rng
 from pipeline.validation import fidelity, table
-from pipeline.validation.checks import CHECKS, Checks, Measured
+from pipeline.validation.checks import CHECKS, Checks, Measured, Posterior
 
 WEAK = 0.8  # share of wrong labels that judges must recognise for their agreement to be worth something
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
@@ -58,11 +58,13 @@ def judge(
     params: config.Params,
     out: Path,
     docs: Path,
+    posterior: Posterior | None = None,
 ) -> Outcome:
     """Judge the shards in folder `pool` and write the three files into `out` and Data Docs into `docs`.
 
     `train` are the real train rows that the judges were fitted on, `val` the real validation rows against which fidelity is
-    measured. Where a critical expectation fails, or the pool is empty, no image is judged: the tables are empty.
+    measured; `posterior` is one more judge of labels. Where a critical expectation fails, or the pool is empty, no image is
+    judged: the tables are empty.
     Raises LeakError where `train` holds a row that is not train.
     """
     settings, rows = params.validate_, Manifest.read(pool, columns=[n for n in SCHEMA.names if n != "image"])
@@ -73,6 +75,8 @@ def judge(
     )  # fmt: skip
     failures = [r.line() for r in results if not r.success and r.severity == "critical"]
     warnings = [r.line() for r in results if not r.success and r.severity != "critical"]
+    if settings.bayes and posterior is None:
+        warnings.append(f"{family} has no p(y | x) of its own: labels are judged by the judges alone")
     unknown = rows.table["sources"].null_count > 0
     if unknown:
         warnings.append("sources unknown: whether these images were made from train rows alone cannot be told")
@@ -89,7 +93,9 @@ def judge(
     }
     verdicts, judged = VERDICTS.empty_table(), IMAGES.empty_table()
     if len(rows) and not failures:
-        checks = Checks(train, judges, classes, settings=settings, flips=params.data.flips, seed=params.seed)
+        checks = Checks(
+            train, judges, classes, settings=settings, flips=params.data.flips, seed=params.seed, posterior=posterior
+        )
         warnings += [
             f"class {c}: no judge has an image of it held out, so its distances are held against those of all classes"
             for i, c in enumerate(classes)

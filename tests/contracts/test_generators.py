@@ -8,9 +8,10 @@ import pytest
 import torch
 from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
 
+from pipeline import density, training
 from pipeline.config import FAMILIES
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, HasLogProb
+from pipeline.generators.base import GenerativeModel, HasEnergy, HasLogProb, Trained
 from pipeline.generators.registry import family
 from pipeline.images import to_uint8
 
@@ -79,13 +80,62 @@ def test_classes_look_like_themselves(fitted: GenerativeModel) -> None:
         assert int((real - mean).square().sum(1).argmin()) == c
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_killed_fit_goes_on_to_the_same_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = family(name)
+    if not issubclass(kind.Config, Trained):
+        return  # nothing to go on with: no training loop
+    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    step = training.Learner.step
+
+    def model(folder: Path | None, seed: int = 5) -> bytes:
+        config = kind.Config(**{**SETTINGS[name], "steps": 10})
+        place = tmp_path / "model"
+        kind(config, shape=SHAPE, n_classes=CLASSES).fit(*digits(), seed=seed, folder=folder).save(place)
+        return (place / "model.safetensors").read_bytes()
+
+    def dies_at_7(self: training.Learner, loss: torch.Tensor, k: int) -> float:
+        if k == 7:
+            raise Killed
+        return step(self, loss, k)
+
+    undisturbed = model(None)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Learner, "step", dies_at_7)
+        with pytest.raises(Killed):
+            model(checkpoints)
+    newest = sorted(checkpoints.glob("*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\xff")  # a torn checkpoint: the one before it is taken
+    assert model(checkpoints) == undisturbed
+    assert model(None, seed=6) != undisturbed
+
+
 def test_the_density_prefers_real_images_to_noise_and_the_right_class(fitted: GenerativeModel) -> None:
     if type(fitted).traits.likelihood == "none":
         assert not isinstance(fitted, HasLogProb)
         return
     assert isinstance(fitted, HasLogProb)
     images, labels = digits()
+    images = density.dequantise(images, torch.Generator().manual_seed(1))
     noise = torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     right = fitted.log_prob(images, labels)
+    assert right.shape == (len(images),) and right.dtype == torch.float64 and bool(right.isfinite().all())
+    torch.testing.assert_close(fitted.log_prob(images[5:8], labels[5:8]), right[5:8], rtol=1e-4, atol=1e-3)
     assert float(right.median()) > float(fitted.log_prob(noise, torch.zeros(64).long()).median())
     assert float((right > fitted.log_prob(images, (labels + 1) % CLASSES)).double().mean()) > 0.9
+
+
+def test_an_energy_prefers_real_images_to_noise_and_is_no_likelihood(fitted: GenerativeModel) -> None:
+    if type(fitted).traits.density != "unnormalised":
+        assert not isinstance(fitted, HasEnergy)
+        return
+    assert isinstance(fitted, HasEnergy) and not isinstance(fitted, HasLogProb)
+    images, labels = digits()
+    noise = torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert float(fitted.energy(images, labels).median()) < float(fitted.energy(noise, torch.zeros(64).long()).median())

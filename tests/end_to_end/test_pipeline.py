@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -25,7 +26,13 @@ TINY: dict[str, object] = {
     "flow_matching.width": 16,
     "flow_matching.depth": 1,
     "flow_matching.solver_steps": 2,
+    "flow_matching.likelihood_steps": 2,
+    "vae.steps": 20,
+    "vae.width": 16,
     "sample.fill_to": 20,
+    "measure.seeds": 1,
+    "measure.rows": 20,
+    "arms.ensemble": "true",
     "judges.steps": 20,
     "judges.folds": 2,
     "judges.width": 8,
@@ -80,6 +87,7 @@ def test_the_run_ends_in_a_verdict_and_leaves_no_dirt(
     folder, done = finished
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["verdict"] in ("gain", "no_gain", "harm") and f"verdict: {metrics['verdict']}" in done.stdout
+    assert set(metrics["generators"]) == {"naive", "flow_matching", "ensemble"}
     assert {"real", "logit_adjustment", "replay", "synthetic", "synthetic_unfiltered"} <= set(metrics["arms"])
     for arm in metrics["arms"]:
         assert arm in done.stdout
@@ -111,7 +119,9 @@ def test_a_familys_parameter_reruns_that_family_and_what_follows(
     assert "shrinkage: 0.2" in text
     settings.write_text(text.replace("shrinkage: 0.2", "shrinkage: 0.9"))
     ran = stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
-    assert ran == {f"{verb}@naive" for verb in ("fit", "sample", "validate", "train_synthetic")} | {"evaluate", "report"}
+    assert ran == {f"{verb}@naive" for verb in ("fit", "sample", "validate", "measure", "train_synthetic")} | {
+        "train_ensemble", "evaluate", "report",
+    }  # fmt: skip
     after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert all(before[name] == after[name] for name in before if name not in ran)
     settings.write_text(text)  # back again: the run cache gives all of it
@@ -125,7 +135,47 @@ def test_editing_a_familys_file_reruns_that_family_alone(
     with open(folder / "pipeline/generators/naive.py", "a") as file:
         file.write("\n# edited\n")
     changed = set(json.loads(command("dvc", "status", "--json", cwd=folder).stdout))
-    assert changed == {"fit@naive", "sample@naive", "evaluate"}  # evaluate asks every family for its traits
+    # evaluate asks every family for its traits
+    assert changed == {"fit@naive", "sample@naive", "validate@naive", "measure@naive", "evaluate"}
+
+
+def test_families_are_compared_without_a_change_to_the_project(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = finished[0]
+    before = command("git", "status", "--porcelain", cwd=folder).stdout
+    tried = command(
+        *MAIN, "bakeoff", "vae", "naive", "stylegan2", "--out", tmp_path, "-S", "data.image_size=9", cwd=folder, PYTHONPATH=""
+    )
+    assert "stylegan2 failed: " in tried.stdout and "image_size" in tried.stdout and "vae" in tried.stdout
+    with open(tmp_path / "bakeoff.csv", newline="") as file:
+        rows = {row["family"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"vae", "naive", "stylegan2"} and rows["stylegan2"]["failed"] and not rows["stylegan2"]["cas"]
+    for family in ("vae", "naive"):
+        assert 0 <= float(rows[family]["cas"]) <= 1 and float(rows[family]["bits_per_dim"]) > 0 and rows[family]["machine"]
+        with Image.open(tmp_path / f"bakeoff/digits-{family}.png") as picture:
+            assert picture.width > picture.height > 100
+    assert "| vae |" in (tmp_path / "bakeoff.md").read_text()
+    assert command("git", "status", "--porcelain", cwd=folder).stdout == before
+    assert command("dvc", "status", "--json", cwd=folder).stdout.strip() == "{}"
+    again = command(*MAIN, "bakeoff", "naive", "--json", "--out", tmp_path, "-S", "data.image_size=9", cwd=folder)
+    assert [row["family"] for row in json.loads(again.stdout)] == ["naive"]
+    assert stages_that_ran(again.stderr) <= {"prepare"}  # which is told of the families, and makes the same of it
+
+
+def test_a_generator_classifies_beside_the_classifier(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = finished[0]
+    told = json.loads(command(*MAIN, "classify", "--with", "naive", "--json", cwd=folder, PYTHONPATH="").stdout)
+    best = json.loads((folder / "data/runs/real/choice.json").read_text())["best_real_arm"]
+    assert set(told) == {"naive", best, "agreement", "n"} and told["naive"] > 0.5
+    Image.new("L", (8, 8), 90).save(tmp_path / "one.png")
+    said = command(*MAIN, "classify", "--with", "naive", tmp_path, cwd=folder, PYTHONPATH="").stdout
+    assert said.startswith(f"{tmp_path / 'one.png'}  naive: ") and f"{best}: " in said
+    (tmp_path / "one.png").write_bytes(b"torn")
+    torn = command(*MAIN, "classify", "--with", "naive", tmp_path / "one.png", cwd=folder, check=False, PYTHONPATH="")
+    assert torn.returncode == 2 and "one.png" in torn.stderr and len(torn.stderr.splitlines()) == 1
 
 
 def test_push_and_pull_through_a_local_remote(

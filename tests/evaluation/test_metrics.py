@@ -37,6 +37,7 @@ def test_all_weightings_agree_with_sklearn(ties: bool, block: int, monkeypatch: 
             ours = found["recall"][r, s]
             np.testing.assert_allclose(ours, recall_score(y, guess, average=None, sample_weight=w, labels=range(K)), atol=1e-6)
             assert ours.mean() == pytest.approx(balanced_accuracy_score(y, guess, sample_weight=w), abs=1e-6)
+            assert one.balanced_accuracy(weights)[r, s] == pytest.approx(ours.mean())
             theirs = f1_score(y, guess, average=None, sample_weight=w, labels=range(K), zero_division=0.0)
             np.testing.assert_allclose(found["f1"][r, s], theirs, atol=1e-6)
             for c in range(K):

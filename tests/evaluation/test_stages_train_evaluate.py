@@ -34,7 +34,8 @@ class Project:
         return dict(json.loads((self.runs / "real/choice.json").read_text()))
 
     def family(self, params: config.Params, name: str = "naive") -> dict[str, Any]:
-        pools = (self.folder / "pools/naive", self.folder / "verdicts/naive")
+        member = name if (self.folder / "pools" / name).exists() else "naive"
+        pools = (self.folder / "pools" / member, self.folder / "verdicts" / member)
         train.run(params, self.prepared, self.runs / name, name, *pools, self.runs / "real")
         return dict(json.loads((self.runs / name / "choice.json").read_text()))
 
@@ -133,6 +134,44 @@ def test_a_pool_without_an_accepted_image_gives_the_real_recipe(project: Project
     metrics, _, details = project.evaluate(params)
     assert "synthetic_only" not in metrics["arms"] and metrics["verdict"] == "no_gain"
     assert any("no accepted image" in warning for warning in details["warnings"])
+
+
+def test_the_ensemble_pools_what_was_accepted_of_all_families(project: Project) -> None:
+    both = digits_project.params(
+        generators=["naive", "vae"], arms={"doses": [1.0], "ensemble": True}, evaluate={"bootstrap": 100}
+    )  # fmt: skip
+    rows = Manifest.read(project.folder / "pools/naive").table
+    for n in (2, 6):  # the second family's images are the first's, under names of their own
+        kind = "generator" if n == 6 else "sample_id"
+        rows = rows.set_column(
+            rows.column_names.index(kind), kind, [[f"vae-{i}" if n == 2 else "vae" for i in range(len(rows))]]
+        )
+    verdicts = pq.read_table(project.folder / "verdicts/naive/images.parquet")
+    verdicts = verdicts.set_column(0, "sample_id", [rows["sample_id"].to_pylist()])
+    for folder, table, name in (("pools", rows, "part-00000"), ("verdicts", verdicts, "images")):
+        (project.folder / folder / "vae").mkdir()
+        pq.write_table(table, project.folder / folder / "vae" / f"{name}.parquet")
+    project.real(both)
+    project.family(both)
+    project.family(both, "vae")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        with_pool = train.selection.with_pool
+        patch.setattr(train.selection, "with_pool", lambda p, shared, *rest: seen.append(shared) or with_pool(p, shared, *rest))
+        everything = (project.folder / "pools", project.folder / "verdicts")
+        train.run(both, project.prepared, project.runs / "ensemble", "ensemble", *everything, project.runs / "real")
+    assert len(seen[0].material.pool_targets) == 2 * len(rows)
+    assert int(seen[0].material.accepted.sum()) == 2 * sum(verdicts["accepted"].to_pylist())
+    metrics, _, _ = project.evaluate(both)
+    assert set(metrics["generators"]) == {"naive", "vae", "ensemble"}
+
+
+def test_no_ensemble_is_trained_where_none_is_wanted(project: Project) -> None:
+    everything = (project.folder / "pools", project.folder / "verdicts")
+    project.real(PARAMS)
+    for params in (PARAMS, digits_project.params(arms={"ensemble": True})):  # one family is no ensemble
+        train.run(params, project.prepared, project.runs / "ensemble", "ensemble", *everything, project.runs / "real")
+        assert contents(project.runs / "ensemble") == {}
 
 
 def test_a_stage_that_was_killed_goes_on_run_by_run(done: Project, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

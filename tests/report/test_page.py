@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +137,29 @@ def test_a_family_that_is_no_longer_asked_for_is_not_shown(make: Make) -> None:
     project = make(families=("flow_matching", "external"))
     project.change("metrics.json", lambda m: m["generators"].pop("external"))
     assert "external" not in plain(project.render()).replace("external.parquet", "")
+
+
+def test_families_stand_beside_each_other(make: Make) -> None:
+    text = plain(make(families=("flow_matching", "naive", "external")).render())
+    table = text.split("Families beside each other")[-1]
+    assert "Measure flow_matching external naive" in table  # the chosen one first
+    assert "high is good 0.871 0.850 to 0.890 0.871 0.850 to 0.890" in table
+    assert "* from a bound 4.32 * 4.30 to 4.40 – 4.32 4.30 to 4.40" in table  # a star at a bound, none at a density
+    assert "Fréchet distance of means and covariances; 0 is no difference 7.11 7.11 7.11" in table
+
+
+def test_the_ensemble_counts_the_images_of_all_families(make: Make) -> None:
+    project = make(families=("flow_matching", "naive"))
+    one = plain(project.render())
+
+    def pooled(metrics: dict[str, Any]) -> None:
+        metrics["generators"]["ensemble"] = metrics["generators"]["flow_matching"]
+        metrics["generator"] = "ensemble"
+
+    project.change("metrics.json", pooled)
+    both = plain(project.render())
+    accepted = [int(re.search(r"Synthetic images accepted (\d+) of", text)[1]) for text in (one, both)]  # type: ignore[index]
+    assert accepted[1] == 2 * accepted[0] and "ensemble chosen" in both
 
 
 def test_recall_of_each_class_stands_beside_its_train_images(make: Make) -> None:
@@ -268,7 +292,8 @@ def test_images_are_read_in_a_stream(make: Make) -> None:
         "page.render(page.Sources(*map(Path, sys.argv[1:])), Path('report'));"
         "print(pyarrow.default_memory_pool().max_memory())"
     )
-    places = [project.path(p) for p in ("data/prepared", "data/pools", "data/verdicts", "data/evaluation", "metrics.json")]
+    folders = [f"data/{name}" for name in ("prepared", "pools", "verdicts", "measures", "evaluation")]
+    places = [project.path(p) for p in (*folders, "metrics.json")]
     done = subprocess.run([sys.executable, "-c", script, *places], capture_output=True, text=True, check=True)
     assert 1e5 < int(done.stdout) < 120e6
 

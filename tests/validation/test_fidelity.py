@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from pipeline.validation import fidelity
 
+Kernel = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], tuple[float, np.ndarray]]
 CHANCE = np.random.default_rng(0)
 
 
@@ -21,9 +24,33 @@ def test_kid_by_hand() -> None:
     assert estimate == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
 
 
-def test_kid_is_unbiased() -> None:
+def test_mmd_by_hand() -> None:
+    # Squared distances between {0, 1} and {1, 2} are 1, 4, 0, 1: their median is 1, and k = exp(-d^2).
+    estimate, _ = fidelity.mmd(np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]]), 0, np.random.default_rng(0))
+    assert estimate == pytest.approx(2 * np.exp(-1) - 2 * (2 * np.exp(-1) + np.exp(-4) + 1) / 4)
+
+
+def test_frechet_is_that_of_gaussians() -> None:
+    chance = np.random.default_rng(0)
+    a, b = np.array([[1.0, 0.0], [0.5, 0.8]]), np.array([[0.6, 0.2], [0.0, 1.2]])
+    x, y = chance.standard_normal((100_000, 2)) @ a.T, chance.standard_normal((100_000, 2)) @ b.T + [1.0, -2.0]
+    s, t = a @ a.T, b @ b.T
+    root = np.sqrt(np.linalg.eigvals(s @ t)).sum()  # the trace of (S T)^1/2
+    assert fidelity.frechet(x, y) == pytest.approx(5.0 + np.trace(s + t) - 2 * root, abs=0.05)
+    assert fidelity.frechet(x, x) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_sliced_wasserstein_of_a_shift_is_its_mean_projection() -> None:
+    x = np.random.default_rng(0).standard_normal((500, 3))
+    found = fidelity.sliced_wasserstein(x, x[::-1] + np.array([3.0, 0.0, 0.0]), np.random.default_rng(1))
+    assert found == pytest.approx(1.5, abs=0.2)  # E |u_1| = 1/2 on the sphere in three dimensions
+    assert fidelity.sliced_wasserstein(x, x[::-1], np.random.default_rng(1)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("kernel", [fidelity.kid, fidelity.mmd])
+def test_kernel_distances_are_unbiased(kernel: Kernel) -> None:
     chance = np.random.default_rng(1)
-    found = [fidelity.kid(*chance.standard_normal((2, 20, 3)), 1, chance)[0] for _ in range(400)]
+    found = [kernel(*chance.standard_normal((2, 20, 3)), 1, chance)[0] for _ in range(400)]
     assert abs(np.mean(found)) < 4 * np.std(found) / 20
 
 
@@ -47,13 +74,19 @@ def test_equal_distributions_are_told_as_equal() -> None:
     assert found["coverage"].estimate > 0.9
     assert found["density"].estimate == pytest.approx(1, abs=0.2)
     assert min(found["precision"].estimate, found["recall"].estimate) > 0.85
-    assert all(e.warning is None and e.low <= e.estimate <= e.high for e in found.values())
+    assert all(e.warning is None for e in found.values())
+    pointwise = {"frechet", "sliced_wasserstein"}
+    assert all(e.low <= e.estimate <= e.high for name, e in found.items() if name not in pointwise)
+    assert all(found[name].low is None for name in pointwise)
 
 
 def test_a_shift_is_seen_by_every_metric() -> None:
     x, y = CHANCE.standard_normal((2, 300, 8))
     same, shifted = measure(x, y), measure(x, y + 2)
-    assert shifted["kid"].low > same["kid"].high
+    for name in ("kid", "mmd"):
+        assert shifted[name].low > same[name].high
+    for name in ("frechet", "sliced_wasserstein"):
+        assert shifted[name].estimate > 5 * same[name].estimate
     assert shifted["c2st"].low > 0.9
     for name in ("precision", "recall", "density", "coverage"):
         assert shifted[name].high < same[name].low
@@ -79,7 +112,9 @@ def test_another_mix_of_classes_is_no_fault() -> None:
 
 def test_few_rows_give_a_warning_with_the_number_needed() -> None:
     x, y = CHANCE.standard_normal((2, 30, 4))
-    assert all("100 needed" in (e.warning or "") for e in measure(x, y).values())
+    few = measure(x, y)
+    assert "above the distance" in (few.pop("frechet").warning or "")
+    assert all("100 needed" in (e.warning or "") for e in few.values())
     none = measure(x[:4], y[:4])
     assert all(e.estimate is None and "100 to rely on it" in (e.warning or "") for e in none.values())
     disjoint = measure(x, y, synthetic_targets=np.ones(30, int))

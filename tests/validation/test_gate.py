@@ -12,10 +12,11 @@ import pytest
 import torch
 from judged import CLASSES, PARAMS, Digits, manifest
 
-from pipeline import work
+from pipeline import config, work
 from pipeline.errors import TailforgeError
 from pipeline.features import Judges
-from pipeline.images import encode_png
+from pipeline.generators import registry
+from pipeline.images import encode_png, to_float
 from pipeline.manifest import Manifest
 from pipeline.stages import judges as judges_stage
 from pipeline.stages import validate as validate_stage
@@ -50,13 +51,14 @@ def write_pool(project: Path, table: pa.Table, family: str = "naive") -> None:
         pq.write_table(table.slice(i, 40), folder / f"part-{i // 40:05d}.parquet")
 
 
-def validate(project: Path, family: str = "naive") -> dict[str, object]:
+def validate(project: Path, family: str = "naive", params: config.Params = PARAMS) -> dict[str, object]:
     data = Path("data")
     validate_stage.run(
-        PARAMS,
+        params,
         family,
         data / "prepared",
         data / "judges",
+        data / "models" / family,
         data / "pools" / family,
         data / "verdicts" / family,
         data / "docs" / family,
@@ -171,3 +173,35 @@ def test_broken_images_are_told_one_by_one() -> None:
     )
     assert form.tolist() == [True, False, False, False, True]
     assert torch.equal(pixels[0], good) and not pixels[1].any()
+
+
+def test_the_models_own_posterior_is_one_more_judge(project: Path, digits: Digits) -> None:
+    """A generator that knows nothing of the class takes the place of one judge of four: its word lowers every agreement."""
+    asked = PARAMS.model_copy(update={"validate_": PARAMS.validate_.model_copy(update={"bayes": True})})
+    kind = registry.family("naive")
+    model = kind(registry.settings(PARAMS, "naive"), shape=(1, 8, 8), n_classes=len(CLASSES))
+    images, targets = digits.train.training_tensors(CLASSES, "the test")
+    model.fit(to_float(images), (targets + 1) % len(CLASSES), seed=0).save(project / "data/models/naive")  # wrong labels
+
+    def agreement() -> np.ndarray:
+        verdicts = pq.read_table(project / "data/verdicts/naive/verdicts.parquet").to_pandas()
+        return np.asarray(verdicts["value"][verdicts["check"] == "label"])[:60]
+
+    validate(project)
+    alone = agreement()
+    validate(project, params=asked)
+    k = PARAMS.judges.folds
+    np.testing.assert_allclose(np.median(agreement()), np.median(alone) * k / (k + 1), atol=0.02)
+
+
+def test_a_family_without_a_posterior_is_judged_by_the_judges_alone_and_that_is_said(project: Path) -> None:
+    asked = PARAMS.model_copy(update={"validate_": PARAMS.validate_.model_copy(update={"bayes": True})})
+    pool = Manifest.read(project / "data/pools/naive").table
+    outside = pool.set_column(6, "generator", pa.array(["external"] * len(pool)))
+    write_pool(project, outside, "external")
+    external = registry.family("external")
+    external(external.Config(path="data/external"), shape=(1, 8, 8), n_classes=len(CLASSES)).fit(
+        torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), seed=0
+    ).save(project / "data/models/external")
+    told = validate(project, "external", asked)
+    assert any("no p(y | x) of its own" in line for line in told["warnings"])  # type: ignore[attr-defined]

@@ -1,0 +1,32 @@
+"""measure: what one family is worth on real validation rows, for choosing among families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import measures, work
+from pipeline.config import Params
+from pipeline.generators import registry
+from pipeline.manifest import Manifest
+from pipeline.prepared import Prepared
+
+
+def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, verdicts: Path, out: Path) -> None:
+    """Write measures.json into folder `out`."""
+    data, kind = Prepared(prepared), registry.family(family)
+    settings = (params.seed, params.data.flips, params.sample.fill_to)
+    sections = (params.classifier.model_dump(), params.measure.model_dump(), params.evaluate.model_dump())
+    rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
+    with work.resumable(out, settings, sections, *rows, model, pool, verdicts / "summary.json") as folder:
+        runs = folder / ".runs"
+        runs.mkdir(exist_ok=True)
+        found = {
+            "family": family,
+            "density": kind.traits.density,
+            "likelihood": kind.traits.likelihood,
+            "cas": measures.cas(params, data, Manifest.read(pool), runs),
+            **measures.likelihoods(params, data, kind.load(model)),
+            **measures.closeness(verdicts / "summary.json"),
+            "parameters": measures.parameters(model),
+        }
+        work.write_json(folder / "measures.json", found)

@@ -1,0 +1,124 @@
+"""`tailforge bakeoff`: every family of generators on this project's data, measured alike, in one table.
+
+The families run as DVC stages of a project of their own in .tailforge/bakeoff, with this project's data, settings and cache:
+nothing of this project changes, what a run has already made is taken from the cache, and what the bake-off makes is there for a
+run that comes after it. A family that cannot take these data, or fails, is a row that says why.
+
+Families are compared on validation rows (pipeline/measures.py); the test set stays shut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows import dvc
+from pipeline import work
+from pipeline.config import FAMILIES, Params
+from pipeline.errors import ConfigError, InputError, TailforgeError
+from tailforge import project, running, scoreboard, settings
+
+PLACE = Path(".tailforge/bakeoff")
+CONFIG = """[core]
+    analytics = false
+    check_update = false
+    no_scm = true
+[cache]
+    dir = {cache}
+"""
+STAGES = ("prepare", "judges", "fit", "sample", "validate", "measure")
+
+
+def run(folder: Path, families: Sequence[str], overrides: Sequence[str], out: Path, name: str | None, *, as_json: bool) -> None:
+    """Compare `families` (all that suit, where none is named) and write bakeoff.md, bakeoff.csv and pictures to `out`.
+
+    Raises TailforgeError.
+    """
+    project.opened(folder)
+    place, params = _lay(folder, families, overrides)
+    dataset = name or _name(params)
+    failed = _reproduce(place, params.generators)
+    rows = [scoreboard.row(dataset, family, place, failed.get(family)) for family in params.generators]
+    rows.sort(key=lambda row: -float(row["cas"] or -1))
+    for family in params.generators:
+        if family not in failed:
+            scoreboard.picture(place, family, out / "bakeoff" / f"{dataset}-{family}.png")
+    scoreboard.write(rows, out)
+    print(json.dumps(rows, indent=1) if as_json else scoreboard.table(rows))
+    if len(failed) == len(params.generators):
+        raise TailforgeError("no family could be measured", remedy="the lines above say why")
+
+
+def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tuple[Path, Params]:
+    """The project of the bake-off, made or brought up to date, and its settings."""
+    place, text = folder / PLACE, (folder / "params.yaml").read_text(encoding="utf-8")
+    text = settings.apply(text, settings.parse(overrides))
+    running.sources(folder, settings.checked(text))
+    given = yaml.safe_load(text)
+    if unknown := sorted(set(families) - set(FAMILIES)):
+        raise ConfigError(f"families {', '.join(unknown)}", expected=f"some of {', '.join(FAMILIES)}")
+    fitting = [f for f in FAMILIES if f in given and (f != "external" or f in given["generators"])]
+    values: dict[str, Any] = {"generators": list(families) or fitting}
+    for key in ("data.path", "data.groups", "scarcity.ids", "external.path"):
+        section, name = key.split(".")
+        if path := given[section][name]:
+            known = [p for p in (folder / path, folder / given["data"]["path"] / path) if p.exists()]
+            values[key] = str((known or [folder / path])[0].resolve())
+    text = settings.apply(text, values)
+    params = settings.checked(text)
+    stages = yaml.safe_load(project.template("dvc.yaml"))["stages"]
+    pipeline = yaml.safe_dump({"stages": {name: stages[name] for name in STAGES}}, sort_keys=False, width=4096)
+    files = {
+        "params.yaml": text,
+        "dvc.yaml": re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{project.CODE}/\2", pipeline),
+        ".dvcignore": project.template(".dvcignore"),
+        ".dvc/config": CONFIG.format(cache=dvc.cache(folder)),
+    }
+    for name, content in files.items():
+        if not (place / name).is_file() or (place / name).read_text(encoding="utf-8") != content:
+            work.write(place / name, content)
+    lists = place / "data" / "lists"
+    if not lists.is_symlink():
+        lists.parent.mkdir(exist_ok=True)
+        (folder / "data" / "lists").mkdir(parents=True, exist_ok=True)
+        lists.symlink_to((folder / "data" / "lists").resolve())
+    return project.opened(place), params
+
+
+def _reproduce(place: Path, families: Sequence[str]) -> dict[str, str]:
+    """Bring every stage up to date; {family: why} of those that failed. Raises TailforgeError where a shared stage fails."""
+    failed: dict[str, str] = {}
+    try:
+        stages = dvc.stages(place)
+        dvc.sweep(place, stages)
+        if not dvc.changed(place):
+            return failed
+    except dvc.DvcError as error:
+        raise InputError(str(error), remedy="see `tailforge doctor`") from None
+    began = time.monotonic()
+    # Family after family, so that what is measured is there early; shared stages first.
+    order = sorted(stages, key=lambda stage: families.index(stage.partition("@")[2]) if "@" in stage else -1)
+    for number, stage in enumerate(order, 1):
+        family = stage.partition("@")[2]
+        if family in failed:
+            continue
+        print(f"[{number}/{len(order)}, {time.monotonic() - began:.0f} s] {stage}", file=sys.stderr, flush=True)
+        try:
+            dvc.reproduce(place, stage, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        except dvc.StageFailed as error:
+            if not family:
+                raise TailforgeError(str(error)) from None
+            failed[family] = (error.lines or ("",))[-1].removeprefix("error: ")
+    return failed
+
+
+def _name(params: Params) -> str:
+    data = params.data
+    return {"digits": "digits", "torchvision": data.name.lower()}.get(data.source) or Path(data.path).name

@@ -1,0 +1,43 @@
+"""Rows of a batch: classes in the shares asked for, images moved only where the network is told."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.batches import Batches
+
+LABELS = torch.cat([torch.zeros(90), torch.ones(10)]).long()
+IMAGES = torch.arange(100).float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 100
+
+
+def batches(**changes: float) -> Batches:
+    settings = {"class_power": 0.0, "augment": 0.0} | changes
+    return Batches(IMAGES, LABELS, size=4000, seed=0, name="x", where=torch.device("cpu"), **settings)
+
+
+def test_class_power_is_the_share_of_evenness() -> None:
+    shares = [float((batches(class_power=p)(0).labels == 1).float().mean()) for p in (0.0, 0.5, 1.0)]
+    assert abs(shares[0] - 0.1) < 0.02 and abs(shares[1] - 0.25) < 0.03 and abs(shares[2] - 0.5) < 0.03
+
+
+def test_without_augmentation_images_are_the_rows_and_nothing_is_told() -> None:
+    batch = batches()(3)
+    rows = (batch.images[:, 0, 0, 0] * 100).round().long()
+    assert torch.equal(LABELS[rows], batch.labels) and torch.equal(batch.images, IMAGES[rows])
+    assert not batch.conditions.any()
+
+
+def test_a_moved_image_is_told() -> None:
+    slope = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
+    moved = Batches(
+        slope, torch.zeros(1).long(), size=200, class_power=0.0, augment=0.3, seed=0, name="x", where=torch.device("cpu")
+    )(0)
+    changed = (moved.images - slope).flatten(1).abs().amax(1) > 1e-4
+    told = moved.conditions.abs().sum(1) > 0
+    assert bool(told[changed].all()) and 0.2 < float(changed.float().mean()) < 1.0
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    one, again, other = batches()(5), batches()(5), batches()(6)
+    assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
+    assert torch.equal(torch.rand(3, generator=one.rng), torch.rand(3, generator=again.rng))
