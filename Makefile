@@ -42,7 +42,7 @@ pins:
 
 # Every family of generators on the embedded digits: docs/bakeoff.md, docs/bakeoff.csv and pictures.
 bakeoff: install
-	$(BIN)/tailforge bakeoff --out docs
+	$(BIN)/tailforge bakeoff --out docs -S measure.rows=300
 
 # The same on MNIST with its long-tail list, from the folder of data sets that TAILFORGE_DATASETS names.
 MNIST := .tailforge/mnist

@@ -29,16 +29,18 @@ BATCH = 64  # images asked at once, so that progress is seen
 
 
 def has_posterior(model: GenerativeModel) -> bool:
-    """Whether the family has a likelihood, a bound of it or a joint energy."""
-    return isinstance(model, HasLogProb | HasEnergy)
+    """Whether the model has a likelihood, a bound of it or a joint energy."""
+    return isinstance(model, HasEnergy) or (isinstance(model, HasLogProb) and model.traits.likelihood != "none")
 
 
 def log_likelihoods(model: GenerativeModel, images: Tensor, n_classes: int, *, seed: int) -> Tensor:
     """log p(x | y), or -E(x, y), of uint8 images (n, c, h, w) under every class, float64 (n, k).
 
-    Images are dequantised by `seed`. Shows progress.
+    Images are dequantised at one place in the cells, which `seed` decides, so that none depends on its neighbours. Shows
+    progress.
     """
-    x = density.dequantise(to_float(images), rng(seed, "dequantise"))
+    place = torch.rand(images.shape[1:], generator=rng(seed, "dequantise"))
+    x = density.within(to_float(images), place)
     columns = [torch.full((BATCH,), c) for c in range(n_classes)]
     bar = tqdm(
         total=len(x) * n_classes, desc="p(x | y)", unit=" images", dynamic_ncols=True, disable=len(x) <= BATCH,

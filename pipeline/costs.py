@@ -34,13 +34,12 @@ def noted(file: Path, *, images: int, resumed: bool) -> Iterator[None]:
 
     began = time.perf_counter()
     yield
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: kilobytes on Linux
     where = device()
     cost = {
         "seconds": round(time.perf_counter() - began, 3),
         "images": images,
         "resumed": resumed,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000,
+        "peak_memory_mb": peak_memory(where) // 1_000_000,
         "machine": machine(where),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": metadata.version("torch")},
@@ -57,6 +56,16 @@ def read(fit: Path, sample: Path) -> dict[str, Any]:
         "peak_memory_mb": max(fitted["peak_memory_mb"], sampled["peak_memory_mb"]),
         **{name: fitted[name] for name in ("machine", "date", "versions")},
     }
+
+
+def peak_memory(where: torch.device) -> int:
+    """Bytes: of the accelerator's memory where there is one, else of this process's."""
+    if where.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(where)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine(where: torch.device) -> str:

@@ -29,8 +29,12 @@ MARGIN = 0.01  # a of the logit map
 
 def dequantise(images: Tensor, rng: torch.Generator) -> Tensor:
     """float images (n, c, h, w) at grey levels -> the same at a uniform place in the cell of their level, in [-1, 1)."""
-    u = torch.rand(images.shape, generator=rng).to(images.device)
-    return (levels(images) + u.clamp(max=1 - 2**-16)) / 128 - 1  # float32 keeps k + u below k + 1
+    return within(images, torch.rand(images.shape, generator=rng).to(images.device))
+
+
+def within(images: Tensor, place: Tensor) -> Tensor:
+    """float images at grey levels -> the same at `place` in [0, 1) of their cells, in [-1, 1); shapes that broadcast."""
+    return (levels(images) + place.clamp(max=1 - 2**-16)) / 128 - 1  # float32 keeps k + u below k + 1
 
 
 def levels(images: Tensor) -> Tensor:

@@ -8,7 +8,8 @@
     accepted        share of the pool that passed all checks
     parameters      numbers that the model stores
 
-Intervals resample groups of validation rows, and seeds where there are several.
+Intervals resample groups of validation rows, and classifiers' seeds where there are several. They leave out what rows share:
+that a family was fitted once, and the error of a solver or of noise behind a likelihood.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from pipeline.seeds import derive, numpy_rng
 RECIPE = "augment"  # classes of a pool are even, and so need no other remedy
 
 
-def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[str, float]:
-    """Classification accuracy score with its interval. `folder` keeps finished runs."""
+def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[str, float] | None:
+    """Classification accuracy score with its interval, None for an empty pool. `folder` keeps finished runs."""
+    if len(pool) == 0:
+        return None
     train, val, classes = data.train(), data.val(), data.classes
     recipe, fill_to = recipes(params.classifier)[RECIPE], params.sample.fill_to
     arm = Arm("cas", recipe, "unfiltered", keeps_real=False, dose=1.0, fill_to=fill_to)
@@ -59,7 +62,7 @@ def likelihoods(params: Params, data: Prepared, model: GenerativeModel) -> dict[
     scores = bayes.log_likelihoods(model, rows.images(), n_classes, seed=params.seed)
     found: dict[str, dict[str, float] | None] = {"bits_per_dim": None}
     found["bayes"] = _balanced_accuracy(Predictions(scores.softmax(1).numpy()[None], targets), groups, params)
-    if type(model).traits.likelihood != "none":
+    if model.traits.likelihood != "none":
         bits = density.bits_per_dim(scores[np.arange(len(rows)), targets], int(np.prod(data.shape))).numpy()
         weights = _resamples(targets, groups, 1, params).weights.astype(np.float64)
         found["bits_per_dim"] = interval(
@@ -101,10 +104,11 @@ def _resamples(targets: np.ndarray, groups: np.ndarray, n_seeds: int, params: Pa
 
 
 def _some(rows: Manifest, classes: list[str], n: int, seed: int) -> Manifest:
-    """About `n` rows, as many of each class as there are, in their order."""
+    """At most `n` rows in their order, of each class as many as of the others where it has them."""
     targets = rows.targets(classes).numpy()
     each = -(-n // len(classes))
     chosen = [
         numpy_rng(seed, "measure", c).permutation(np.flatnonzero(targets == c))[:each] for c in range(len(classes)) if each
     ]
-    return rows.take(np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)])))
+    every = np.concatenate([*chosen, np.zeros(0, np.int64)])
+    return rows.take(np.sort(numpy_rng(seed, "measure").permutation(every)[:n]))

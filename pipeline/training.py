@@ -112,7 +112,9 @@ class Learner:
             if state:
                 # The fused optimiser walks memory: moments must lie as their parameter does (channels_last).
                 self.optimiser.state[parameter] = {
-                    k: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape and k != "step" else v.clone()
+                    k: torch.empty_like(parameter).copy_(v)
+                    if v.shape == parameter.shape and k != "step"
+                    else v.to(parameter.device, copy=True)
                     for k, v in state.items()
                 }
 

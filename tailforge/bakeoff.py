@@ -1,8 +1,9 @@
 """`tailforge bakeoff`: every family of generators on this project's data, measured alike, in one table.
 
 The families run as DVC stages of a project of their own in .tailforge/bakeoff, with this project's data, settings and cache:
-nothing of this project changes, what a run has already made is taken from the cache, and what the bake-off makes is there for a
-run that comes after it. A family that cannot take these data, or fails, is a row that says why.
+nothing of this project changes. In a project that `tailforge init` laid, what a run has made is taken from the cache, and
+what the bake-off makes is there for a run that comes after it. A family that cannot take these data, or fails, is a row
+that says why.
 
 Families are compared on validation rows (pipeline/measures.py); the test set stays shut.
 """
@@ -42,7 +43,10 @@ def run(folder: Path, families: Sequence[str], overrides: Sequence[str], out: Pa
     Raises TailforgeError.
     """
     project.opened(folder)
-    place, params = _lay(folder, families, overrides)
+    try:
+        place, params = _lay(folder, list(dict.fromkeys(families)), overrides)
+    except dvc.DvcError as error:
+        raise InputError(str(error), remedy="see `tailforge doctor`") from None
     dataset = name or _name(params)
     failed = _reproduce(place, params.generators)
     rows = [scoreboard.row(dataset, family, place, failed.get(family)) for family in params.generators]
@@ -65,6 +69,8 @@ def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tup
     if unknown := sorted(set(families) - set(FAMILIES)):
         raise ConfigError(f"families {', '.join(unknown)}", expected=f"some of {', '.join(FAMILIES)}")
     fitting = [f for f in FAMILIES if f in given and (f != "external" or f in given["generators"])]
+    if lacking := [f for f in FAMILIES if f not in given]:
+        print(f"left out, since params.yaml has no section of theirs: {', '.join(lacking)}", file=sys.stderr)
     values: dict[str, Any] = {"generators": list(families) or fitting}
     for key in ("data.path", "data.groups", "scarcity.ids", "external.path"):
         section, name = key.split(".")

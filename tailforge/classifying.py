@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
     """Print what the two models say. Raises TailforgeError."""
     params, data = config.read(folder / "params.yaml"), Prepared(folder / "data/prepared")
     kind = registry.family(family)
-    model = kind.load(folder / "data/models" / family)
+    place = folder / "data/models" / family
+    if not place.is_dir():
+        raise ConfigError(
+            f"--with {family}: no model in {place}", expected="a generator of this project that has been fitted",
+            remedy=f"put {family} among `generators` and run `tailforge run`",
+        )  # fmt: skip
+    model = kind.load(place)
     if not bayes.has_posterior(model):
         able = [f for f in config.FAMILIES if registry.family(f).traits.likelihood != "none"]
         raise ConfigError(f"--with {family}: no likelihood", expected=f"one of {', '.join([*able, 'energy_based'])}")
@@ -37,7 +43,7 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
     classifier = train.load(real / best / "0.safetensors")
     if images:
         files = _files(images)
-        pixels = torch.from_numpy(np.stack([_decoded(file, params.data) for file in files]))
+        pixels = torch.from_numpy(np.stack([_decoded(file, data.shape, params.data.resize) for file in files]))
     else:
         rows = data.val()
         pixels, targets = rows.images(), rows.targets(classes).numpy()
@@ -78,10 +84,10 @@ def _files(images: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _decoded(file: Path, data: config.Data) -> np.ndarray:
+def _decoded(file: Path, shape: tuple[int, int, int], resize: Literal["pad", "crop", "stretch"]) -> np.ndarray:
     """uint8 (c, s, s). Raises InputError where the file is no image that can be read."""
     try:
         with decode.strict_pillow():
-            return decode.bring_to_form(decode.open_image(file), data.image_size, data.channels, data.resize)
+            return decode.bring_to_form(decode.open_image(file), shape[1], shape[0], resize)
     except decode.Unreadable as error:
         raise InputError(f"{file}: {error}", expected="an image that can be read") from None

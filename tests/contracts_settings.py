@@ -38,7 +38,7 @@ SETTINGS = {
     "stylegan2": {
         "latent": 8, "width": 8, "mapping_layers": 2, "style_mixing": 0.5, "r1": 0.03, "r1_every": 8, "ada_target": 0.6,
         "ada_images": 20000, "truncation": 1.0, "collapse_share": 0.2, "steps": 200, "batch_images": 24, "lr": 0.002,
-        "ema": 0.95, "class_power": 0.5, "augment": 0.5, "block_images": 16, "precision": "fp32", "threads": 1,
+        "ema": 0.95, "class_power": 0.5, "augment": 0.4, "block_images": 16, "precision": "fp32", "threads": 1,
     },
     "diffusion": {
         "prediction": "v", "schedule": "edm", "network": "unet", "width": 16, "depth": 1, "patch": 1, "dropout": 0.0,

@@ -38,6 +38,7 @@ from pipeline.config import Count, Section, Share
 from pipeline.errors import ConfigError
 from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
 from pipeline.images import to_float
+from pipeline.networks.unet import zero
 from pipeline.seeds import noise, torch_stream
 from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
 
@@ -328,10 +329,3 @@ def neighbours(shape: tuple[int, int, int], order: Tensor, radius: int) -> Tenso
     around = windows.permute(1, 2, 0, 3, 4).reshape(h * w, -1).repeat(c, 1)[order]
     before = around < torch.arange(len(order))[:, None]
     return around.masked_fill(~before, len(order))[:, before.any(0)]
-
-
-def zero(module: nn.Linear) -> nn.Linear:
-    """The module with its weights and biases at zero: its branch starts silent."""
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
-    return module

@@ -43,7 +43,7 @@ class Traits:
 class GenerativeModel(ABC):
     """A class-conditional generative model. Images are float32 (n, c, h, w) in [-1, 1], labels int64 (n,)."""
 
-    traits: ClassVar[Traits]
+    traits: Traits  # of the class; of an instance where settings take something away
     Config: ClassVar[type[Section]]
 
     @abstractmethod

@@ -141,6 +141,8 @@ class Gaussians(nn.Module):
 class Energy(nn.Module):
     """E(x, y, a) for noisy images x, classes y and augmentations a."""
 
+    log_prior: Tensor
+
     def __init__(self, config: Config, shape: tuple[int, int, int], n_classes: int) -> None:
         super().__init__()
         (c, h, w), width, patch = shape, config.width, config.patch
@@ -156,6 +158,7 @@ class Energy(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.reference = Gaussians(c * h * w, n_classes, config.components)
+        self.register_buffer("log_prior", torch.zeros(n_classes))  # of the classes as they are drawn in the fit
 
     def tilt(self, x: Tensor, conditions: Tensor) -> Tensor:
         """f (n, k) of x (n, c, h, w) under conditions (n, a)."""
@@ -231,13 +234,14 @@ class Model(GenerativeModel):
         self.config, self.shape, self.n_classes = config, shape, n_classes
         with torch_stream(0, NAME, "weights"):  # a fit draws its own; a file brings them
             self.network = Energy(config, shape, n_classes)
-        self.chains = self._start(self.network.reference, rng(0, NAME, "chains"))  # a fit makes its own
+        self.chains: Chains | None = None  # a fit makes them
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
         with torch_stream(seed, NAME, "weights"):
             energy = Energy(config, self.shape, self.n_classes)
         energy.reference.fit(images, labels, noise=config.noise, shrinkage=config.shrinkage)
+        energy.log_prior.copy_(torch.bincount(labels, minlength=self.n_classes).log() * (1 - config.class_power))
         chains = self._start(energy.reference, rng(seed, NAME, "chains"))
         learner = Learner(
             nn.ModuleDict({"energy": energy, "chains": chains}).to(where),
@@ -329,12 +333,15 @@ class Model(GenerativeModel):
     def energy(self, images: Tensor, labels: Tensor) -> Tensor:
         """E(x, y) float64 (n,) in nats up to log Z_y, images taken as they are, without augmentation.
 
-        softmax(-E) over y is p(y | x), with each class as likely beforehand as it was drawn in the fit.
+        The cross-entropy made softmax(-E) the p(y | x) of classes as the fit drew them; their prior is taken off here, so that
+        each class is as likely beforehand as any other.
         """
         size, where = self.config.block_images, device()
         network, out = self.network.to(where).eval(), []
         for x, y in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-            out.append(network(x.to(where), y.to(where), torch.zeros(len(x), augmentation.CONDITIONS, device=where)).cpu())
+            x, y = x.to(where), y.to(where)
+            drawn = network(x, y, torch.zeros(len(x), augmentation.CONDITIONS, device=where))
+            out.append((drawn + network.log_prior[y]).cpu())
         return torch.cat(out).double() if len(images) else torch.empty(0, dtype=torch.float64)
 
     def save(self, folder: Path) -> None:

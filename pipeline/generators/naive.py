@@ -86,8 +86,7 @@ class Model(GenerativeModel):
         if self.config.kind == "gaussian":
             z = state["means"][labels] + torch.einsum("nij,nj->ni", state["factors"][labels], drawn[:, 1 : d + 1])
         else:
-            uniform = 0.5 * (1 + torch.erf(drawn[:, 0] / math.sqrt(2)))
-            z = self._centres(labels, uniform) + drawn[:, 1 : d + 1] @ state["kernel"].mT
+            z = self._centres(labels, torch.special.ndtr(drawn[:, 0])) + drawn[:, 1 : d + 1] @ state["kernel"].mT
         off = drawn[:, d + 1 :] * state["residual"]
         x = state["mean"] + z @ state["basis"].mT + off - off @ state["basis"] @ state["basis"].mT
         return x.float().clamp(-1.0, 1.0).view(-1, *self.shape)
@@ -114,9 +113,10 @@ class Model(GenerativeModel):
         out = torch.empty(len(z), dtype=torch.float64)
         for c in set(labels.tolist()):
             rows, own = labels == c, state["points"][state["labels"] == c]
-            gaps = (z[rows, None] - own).flatten(0, 1)
-            logs = _normal(gaps, state["kernel"].expand(len(gaps), d, d)).view(-1, len(own))
-            out[rows] = torch.logsumexp(logs, 1) - math.log(len(own))
+            # In coordinates where the kernel is the identity, a distance is all that a density takes.
+            near, seen = (torch.linalg.solve_triangular(state["kernel"], p.mT, upper=False).mT for p in (z[rows], own))
+            logs = -0.5 * torch.cdist(near, seen).square() - state["kernel"].diagonal().log().sum()
+            out[rows] = torch.logsumexp(logs, 1) - math.log(max(1, len(own))) - 0.5 * d * math.log(2 * math.pi)
         total: Tensor = off + out
         return total
 

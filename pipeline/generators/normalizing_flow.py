@@ -160,7 +160,14 @@ class Flow(nn.Module):
         halves = [torch.randperm(d) < d // 2 for _ in range(math.ceil(config.couplings / 2))]
         masks = [mask for half in halves for mask in (half, ~half)][: config.couplings]
         self.couplings = nn.ModuleList(Coupling(mask, n_classes, config) for mask in masks)
-        self.means = nn.Parameter(torch.zeros(n_classes, d))
+        # One row of numbers, since weight decay is for matrices: it would draw rare classes' means to the common one.
+        self.centres = nn.Parameter(torch.zeros(n_classes * d))
+        self.n_classes = n_classes
+
+    @property
+    def means(self) -> Tensor:
+        """mu (k, d)."""
+        return self.centres.view(self.n_classes, -1)
 
     def transform(self, labels: Tensor, conditions: Tensor) -> ComposedTransform:
         """z -> u (n, d)."""
@@ -195,7 +202,7 @@ class Model(GenerativeModel):
             x, _ = density.to_logits(density.dequantise(images, rng(seed, NAME, "whitening")).double().flatten(1))
             network.whitening.fit(x, labels, config.shrinkage)
             z, _ = copy.deepcopy(network.whitening).double()(x)
-            network.means.copy_(_class_means(z, labels, self.n_classes))
+            network.centres.copy_(_class_means(z, labels, self.n_classes).flatten())
         network.to(where).train()
         plan = Optimisation(steps=config.steps, lr=config.lr, weight_decay=config.weight_decay, ema=config.ema)
         learner = Learner(network, plan)

@@ -179,7 +179,8 @@ def modulated(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool) -> 
     """
     y = F.conv2d(x * style[:, :, None, None].to(x.dtype), weight, padding=weight.shape[-1] // 2)
     if demodulate:
-        norm = (style.float().square() @ weight.float().square().sum((2, 3)).mT + 1e-8).rsqrt()
+        with torch.autocast(x.device.type, enabled=False):
+            norm = (style.float().square() @ weight.float().square().sum((2, 3)).mT + 1e-8).rsqrt()
         y = y * norm[:, :, None, None].to(y.dtype)
     return y
 

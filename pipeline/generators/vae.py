@@ -167,6 +167,8 @@ class Model(GenerativeModel):
                 remedy="set vae.patch=1",
             )
         self.config, self.shape, self.n_classes = config, shape, n_classes
+        if config.kind == "plain":
+            self.traits = Traits(density="implicit", likelihood="none")
         self.network: Autoencoder
         self.codes: dict[str, Tensor] = {}  # of the train images: mean and log_std (n, d), labels (n,)
 
@@ -236,7 +238,7 @@ class Model(GenerativeModel):
         def make(y: Tensor, own: list[int]) -> Tensor:
             drawn = noise(own, (3 + d + math.prod(self.shape),))
             if config.mode == "interpolate":
-                z = self._between(y, uniform(drawn[:, :3]), drawn[:, 3 : d + 3])
+                z = self._between(y, torch.special.ndtr(drawn[:, :3]), drawn[:, 3 : d + 3])
             else:
                 z = self._fitted(y, drawn[:, 3 : d + 3]) if config.kind == "plain" else drawn[:, 3 : d + 3]
             with autocast(config.precision, where):
@@ -305,7 +307,10 @@ class Model(GenerativeModel):
                 off = code.log_std.exp() * eps
                 z = code.mean + off
                 likelihood = log_normal(wide(x - network.decode(z, y, none)), log_sigma)
-                prior, posterior = log_normal(wide(z), torch.zeros(1)), log_normal(wide(off), wide(code.log_std))
+                prior, posterior = (
+                    log_normal(wide(z), torch.zeros(1, dtype=torch.float64)),
+                    log_normal(wide(off), wide(code.log_std)),
+                )
                 logs.append(likelihood + prior - posterior)
             return torch.stack(logs, 1)
 
@@ -354,9 +359,3 @@ def spherical(a: Tensor, b: Tensor, place: Tensor) -> Tensor:
     cosine = torch.cosine_similarity(a, b, dim=1).clamp(-0.999, 0.999)[:, None]
     angle = torch.acos(cosine)
     return (((1 - place) * angle).sin() * a + (place * angle).sin() * b) / angle.sin()
-
-
-def uniform(normal: Tensor) -> Tensor:
-    """The quantiles in [0, 1] of standard normal numbers."""
-    out: Tensor = 0.5 * (1 + torch.erf(normal / math.sqrt(2)))
-    return out

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.config import ENSEMBLE
+
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -201,6 +203,7 @@ def advice(
 ) -> list[str]:
     """What to do next; text between backticks is code. `best` is the rival, `recipe` what the synthetic images are added to."""
     if word == "gain":
+        exported = "FAMILY" if family == ENSEMBLE else family  # of the ensemble each family has its own
         how = (
             f" at dose {dose:g} and weight {weight:g}, both chosen on validation"
             if dose is not None and weight is not None
@@ -208,7 +211,7 @@ def advice(
         )
         return [
             f"Train with the {count(accepted, 'accepted image')} added to the recipe `{recipe}`{how}.",
-            f"Write the images out, a folder for each class: `tailforge export {family} --out FOLDER`.",
+            f"Write the images out, a folder for each class: `tailforge export {exported} --out FOLDER`.",
             "Look at the pictures below before you rely on them: each synthetic image stands above its nearest real one.",
         ]
     better = [

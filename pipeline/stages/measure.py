@@ -13,7 +13,7 @@ from pipeline.prepared import Prepared
 
 def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, verdicts: Path, out: Path) -> None:
     """Write measures.json into folder `out`."""
-    data, kind = Prepared(prepared), registry.family(family)
+    data, fitted = Prepared(prepared), registry.family(family).load(model)
     settings = (params.seed, params.data.flips, params.sample.fill_to)
     sections = (params.classifier.model_dump(), params.measure.model_dump(), params.evaluate.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
@@ -22,10 +22,10 @@ def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, ve
         runs.mkdir(exist_ok=True)
         found = {
             "family": family,
-            "density": kind.traits.density,
-            "likelihood": kind.traits.likelihood,
+            "density": fitted.traits.density,
+            "likelihood": fitted.traits.likelihood,
             "cas": measures.cas(params, data, Manifest.read(pool), runs),
-            **measures.likelihoods(params, data, kind.load(model)),
+            **measures.likelihoods(params, data, fitted),
             **measures.closeness(verdicts / "summary.json"),
             "parameters": measures.parameters(model),
         }

@@ -92,7 +92,8 @@ class Checks:
         self._thumbnails = thumbnails(pixels)
         self._embeddings = judges.embed(pixels)
         self._shrinkage = settings.shrinkage
-        # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth.
+        # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth. Of the judges
+        # alone: a posterior has seen all rows, and none is held out from it.
         held = judges.held_out(train).probabilities[judges.folds >= 0]
         ratio = held / held.max(1, keepdims=True)
         ratio[np.arange(len(held)), self.targets[judges.folds >= 0]] = np.nan

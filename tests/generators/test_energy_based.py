@@ -187,7 +187,7 @@ def test_a_saved_model_has_the_same_energies_and_leaves_its_chains_behind(fitted
     fitted.save(tmp_path)
     again, (images, labels) = Model.load(tmp_path), digits()
     assert torch.equal(again.energy(images, labels), fitted.energy(images, labels))
-    assert not torch.equal(again.chains.images, fitted.chains.images)
+    assert again.chains is None and fitted.chains is not None
     y, seeds = torch.tensor([0, 1, 2]), [1, 2, 3]
     assert torch.equal(again.sample(y, seeds), fitted.sample(y, seeds))  # so that no sample starts at a chain
 

@@ -166,7 +166,7 @@ def test_other_sizes_and_colours_are_built(shape: tuple[int, int, int]) -> None:
     [
         (18, {}, "image_size=18.*doubled.*image_size=16"),
         (512, {}, "at most 256.*image_size=256"),
-        (8, {"augment": 0.9}, r"gan\.augment=0\.9.*0\.8.*augment=0\.2"),
+        (8, {"augment": 0.9}, r"gan\.augment=0\.9.*0\.4.*augment=0\.2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(size: int, changes: dict[str, object], message: str) -> None:
