@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import adversarial, training
 from pipeline.errors import ConfigError
-from pipeline.generators import gan
+from pipeline.generators import gan, stylegan2
 from pipeline.generators.gan import Config, Discriminator, Generator, Model
 
 SHAPE = (1, 8, 8)
@@ -67,6 +68,19 @@ def test_the_deviation_within_a_class_shows_what_is_alike() -> None:
     out = adversarial.class_deviation(x, labels)
     assert torch.equal(out[:, :2], x)
     torch.testing.assert_close(out[:, 2].mean((1, 2)), torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), atol=1e-3, rtol=0)
+    apart = adversarial.class_deviation(x + 5 * labels.view(-1, 1, 1, 1), labels)  # classes that differ are no spread
+    torch.testing.assert_close(apart[:, 2], out[:, 2], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("family", [gan, stylegan2])
+def test_the_discriminator_is_shown_what_the_generator_made(family: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(adversarial, "moved", lambda images, p, rng: seen.append(images.detach().clone()) or images)
+    config = family.Config(**{**SETTINGS[family.NAME], "steps": 1})
+    family.Model(config, shape=SHAPE, n_classes=3).fit(*digits(), seed=0)
+    real, shown, judged = seen  # the two of the discriminator's step, the one of the generator's
+    torch.testing.assert_close(shown, judged)
+    assert float(shown.std()) > 1e-3 and not torch.equal(real, shown)
 
 
 def test_half_of_the_images_stay_where_they_are_and_gradients_pass() -> None:

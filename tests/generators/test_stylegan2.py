@@ -133,6 +133,24 @@ def test_mixing_takes_the_other_style_from_a_random_layer_on() -> None:
     assert bool((crossover(100, 5, 0.0, rng) == 5).all()) and bool((crossover(100, 5, 1.0, rng) < 5).all())
 
 
+def test_a_seldom_penalty_counts_for_the_steps_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial, "gradient_penalty", lambda logits, images: 0 * logits.sum() + 8.0)
+    step, losses = training.Learner.step, dict[int, list[float]]()
+
+    def noted(self: training.Learner, loss: Tensor, k: int) -> float:
+        losses.setdefault(k, []).append(float(loss.detach()))
+        return step(self, loss, k)
+
+    monkeypatch.setattr(training.Learner, "step", noted)
+    first: dict[float, float] = {}
+    for r1 in (0.0, 0.5):
+        losses.clear()
+        build(steps=2, r1=r1, r1_every=4).fit(*digits(), seed=0)
+        first[r1] = losses[0][0]
+        assert losses[1][0] < 4  # no penalty in the second step
+    assert first[0.5] - first[0.0] == pytest.approx(0.5 * 0.5 * 4 * 8.0, rel=1e-3)
+
+
 def test_augmentation_rises_where_the_discriminator_is_sure_and_falls_otherwise() -> None:
     discriminator = Discriminator(SHAPE, 3, width=8)
     sure, unsure, seen = torch.ones(16), torch.tensor([1.0, -1.0] * 8), []
