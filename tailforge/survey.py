@@ -80,8 +80,8 @@ def _generators(size: int, channels: int) -> dict[str, Any]:
             "width": 96, "depth": 4, "local_depth": 1, "dropout": 0.1, "block_images": 64,
         },
         "energy_based": {"patch": 4, "width": 48, "components": 64, "noise": 0.5, "precision": "auto"},
-        "gan": {"width": 16, "r1": 0.3, "augment": 0.1},
-        "stylegan2": {"width": 16, "r1": 0.3, "lr": 0.004, "steps": 1500},
+        "gan": {"width": 16, "r1": 0.3, "augment": 0.3},
+        "stylegan2": {"width": 16, "r1": 0.3, "lr": 0.004, "batch_images": 32, "class_power": 1.0},
         "diffusion": denoising,
         "flow_matching": {**denoising, "solver_steps": 8},
     }  # fmt: skip

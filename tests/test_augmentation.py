@@ -42,3 +42,16 @@ def test_a_flip_is_a_flip() -> None:
     image = torch.rand(1, 1, 8, 8)
     mirrored = augmentation.apply(image, torch.tensor([[[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]))
     torch.testing.assert_close(mirrored, image.flip(-1))
+
+
+def test_a_nudge_turns_slightly_and_never_mirrors() -> None:
+    maps = augmentation.nudges(2000, 0.5, torch.Generator().manual_seed(0))
+    linear = maps[:, :, :2]
+    u, _, vh = torch.linalg.svd(linear)
+    angle = torch.atan2(*(u @ vh)[:, 1].unbind(1))
+    assert bool((torch.linalg.det(linear) > 0).all()) and float(angle.abs().max()) < 0.8
+    still = (maps == torch.eye(2, 3)).all(-1).all(-1)
+    assert abs(float(still.double().mean()) - 0.5**5) < 0.015
+    assert abs(float(maps[:, :, 2].square().mean()) - 0.5 * 0.125**2) < 1e-3
+    growth = torch.linalg.det(linear).log2()  # twice the scale's exponent; stretches and turns keep the area
+    assert abs(float(growth.square().mean()) - 0.5 * 0.4**2) < 0.015

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import torch
+from contracts_settings import SETTINGS
+from torch import Tensor
 
 from pipeline.batches import Batches
+from pipeline.generators.vae import Config
 
 LABELS = torch.cat([torch.zeros(90), torch.ones(10)]).long()
 IMAGES = torch.arange(100).float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 100
 
 
-def batches(**changes: float) -> Batches:
-    settings = {"class_power": 0.0, "augment": 0.0} | changes
-    return Batches(IMAGES, LABELS, size=4000, seed=0, name="x", where=torch.device("cpu"), **settings)
+def batches(images: Tensor = IMAGES, labels: Tensor = LABELS, **changes: float) -> Batches:
+    settings = {"class_power": 0.0, "augment": 0.0, "batch_images": 4000} | changes
+    return Batches((images, labels), Config(**{**SETTINGS["vae"], **settings}), seed=0, name="x")
 
 
 def test_class_power_is_the_share_of_evenness() -> None:
@@ -29,9 +32,7 @@ def test_without_augmentation_images_are_the_rows_and_nothing_is_told() -> None:
 
 def test_a_moved_image_is_told() -> None:
     slope = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
-    moved = Batches(
-        slope, torch.zeros(1).long(), size=200, class_power=0.0, augment=0.3, seed=0, name="x", where=torch.device("cpu")
-    )(0)
+    moved = batches(slope, torch.zeros(1).long(), augment=0.3, batch_images=200)(0)
     changed = (moved.images - slope).flatten(1).abs().amax(1) > 1e-4
     told = moved.conditions.abs().sum(1) > 0
     assert bool(told[changed].all()) and 0.2 < float(changed.float().mean()) < 1.0

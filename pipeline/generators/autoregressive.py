@@ -33,14 +33,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import augmentation, density
-from pipeline.batches import Batches
+from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
 from pipeline.errors import ConfigError
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.images import to_float
 from pipeline.networks.unet import zero
 from pipeline.seeds import noise, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.training import autocast, device, threads
 
 NAME = "autoregressive"
 SEEN, TOLD = 8, 32  # cosines by which a level comes in and goes out
@@ -91,30 +91,16 @@ class Model(GenerativeModel):
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
-        network = self._build(seed).to(where)
-        learner = Learner(
-            network, Optimisation(steps=config.steps, lr=config.lr, weight_decay=config.weight_decay, ema=config.ema)
-        )
-        batches = Batches(
-            images, labels, size=config.batch_images, class_power=config.class_power, augment=config.augment, seed=seed,
-            name=NAME, where=where,
-        )  # fmt: skip
+        self.network = network = self._build(seed)
 
-        def update(k: int) -> float:
-            batch = batches(k)
+        def loss(batch: Batch) -> Tensor:
             levels = self._levels(batch.images)
             with autocast(config.precision, where):
                 logits = network(levels, batch.labels, batch.conditions)
-            return learner.step(F.cross_entropy(logits.flatten(0, 1), levels.flatten()), k)
+            return F.cross_entropy(logits.flatten(0, 1), levels.flatten())
 
-        network.train()
-        with threads(config.threads):
-            loop(
-                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=config.batch_images, folder=folder,
-            )  # fmt: skip
-        learner.finish()
-        self.network = network.cpu()
+        decay = config.weight_decay
+        train(network, config, (images, labels), loss, weight_decay=decay, seed=seed, name=NAME, folder=folder)
         return self
 
     @torch.no_grad()

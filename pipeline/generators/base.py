@@ -14,14 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipeline import weights
-from pipeline.config import Count, Section, Share, parse
+from pipeline.config import Section, parse
 from pipeline.errors import DataError
 
 
@@ -114,20 +113,6 @@ class HasEnergy(Protocol):
 
     def energy(self, images: Tensor, labels: Tensor) -> Tensor:
         """E(x, y) float64 (n,). Low for likely images; not a likelihood, since Z_y is unknown."""
-
-
-class Trained(Section):
-    """Settings that every family of networks shares; each section of params.yaml lists them."""
-
-    steps: Count
-    batch_images: Count
-    lr: Annotated[float, Field(gt=0.0)]
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)]
-    class_power: Share
-    augment: Share
-    block_images: Count
-    precision: Literal["auto", "fp32", "bf16"]
-    threads: Annotated[int, Field(ge=0)]
 
 
 def in_blocks(

@@ -28,10 +28,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import augmentation
-from pipeline.batches import Batch, Batches
+from pipeline.batches import Batch, Batches, Trained
 from pipeline.config import Count, Share
 from pipeline.errors import ConfigError
-from pipeline.generators.base import Trained
 from pipeline.seeds import torch_stream
 from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
 
@@ -146,10 +145,7 @@ def fit(
         name: Learner(network, Optimisation(steps=lengths[name], lr=config.lr, weight_decay=0.01, ema=config.ema))
         for name, network in networks.items()
     }
-    batches = Batches(
-        *data, size=config.batch_images, class_power=config.class_power, augment=config.augment, seed=seed, name=family,
-        where=where,
-    )  # fmt: skip
+    batches = Batches(data, config, seed=seed, name=family)
 
     def update(k: int) -> float:
         batch = batches(k)

@@ -32,13 +32,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import augmentation
-from pipeline.batches import Batches
+from pipeline import augmentation, gaussians
+from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
 from pipeline.errors import ConfigError, Diverged
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.seeds import derive, noise, rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.training import autocast, device, threads
 
 NAME = "energy_based"
 BOUND = 5.0  # chains of images in [-1, 1] stay within BOUND (1 + noise) unless they run away
@@ -78,7 +78,7 @@ class Block(nn.Module):
 class Gaussians(nn.Module):
     """N(m_y, S_y + s^2 I) for each class, in the plane of the first principal components; isotropic around it.
 
-    S_y = (1 - a) cov_y + a pooled,  a = shrinkage + (1 - shrinkage) d / (d + n_y)    (Friedman, 1989)
+    S_y is drawn towards the pooled covariance (pipeline/gaussians.py).
     """
 
     mean: Tensor
@@ -104,18 +104,11 @@ class Gaussians(nn.Module):
         basis = F.pad(across[:d].mT, (0, max(0, d - len(across))))  # empty directions, where images are few, hold nothing
         left = singular[d:].square().sum() / (max(1, n - 1) * max(1, dim - d))
         z = (x - x.mean(0)) @ basis
-        counts = torch.bincount(labels, minlength=len(self.centres))
-        means = torch.zeros(len(counts), d, dtype=torch.float64).index_add_(0, labels, z) / counts.clamp(min=1)[:, None]
-        centred = z - means[labels]
-        pooled = centred.mT @ centred / max(1, n - len(counts))
-        for c, count in enumerate(counts.tolist()):
-            own, a = centred[labels == c], shrinkage + (1 - shrinkage) * d / (d + count)
-            covariance = (1 - a) * own.mT @ own / max(1, count - 1) + a * pooled + s2 * torch.eye(d).double()
-            factor = torch.linalg.cholesky(covariance)
-            self.whiten[c] = torch.linalg.solve_triangular(factor, torch.eye(d).double(), upper=False)
+        fitted = gaussians.fit(z, labels, len(self.centres), shrinkage=shrinkage, ridge=s2)
+        self.whiten.copy_(torch.linalg.solve_triangular(fitted.factors, torch.eye(d).double(), upper=False))
         self.mean.copy_(x.mean(0))
         self.basis.copy_(basis)
-        self.centres.copy_(means)
+        self.centres.copy_(fitted.means)
         self.around.copy_((left + s2).sqrt())
 
     def energy(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -243,17 +236,9 @@ class Model(GenerativeModel):
         energy.reference.fit(images, labels, noise=config.noise, shrinkage=config.shrinkage)
         energy.log_prior.copy_(torch.bincount(labels, minlength=self.n_classes).log() * (1 - config.class_power))
         chains = self._start(energy.reference, rng(seed, NAME, "chains"))
-        learner = Learner(
-            nn.ModuleDict({"energy": energy, "chains": chains}).to(where),
-            Optimisation(steps=config.steps, lr=config.lr, weight_decay=0.01, ema=config.ema),
-        )
-        batches = Batches(
-            images, labels, size=config.batch_images, class_power=config.class_power, augment=config.augment, seed=seed,
-            name=NAME, where=where,
-        )  # fmt: skip
+        both = nn.ModuleDict({"energy": energy, "chains": chains})
 
-        def update(k: int) -> float:
-            batch = batches(k)
+        def loss(batch: Batch) -> Tensor:
             y, n = batch.labels, len(batch.labels)
             draws = torch.randn(config.chain_steps + 2, n, *self.shape, generator=batch.rng).to(where)
             anew = (torch.rand(n, generator=batch.rng) < config.restart).to(where)
@@ -261,19 +246,13 @@ class Model(GenerativeModel):
             made, told = chains.images[y, rows], chains.conditions[y, rows]
             made = torch.where(anew.view(-1, 1, 1, 1), energy.reference.draw(y, draws[0]), made)
             told = torch.where(anew[:, None], batch.conditions, told)
-            made = self._walk(lambda x: energy(x, y, told), made, draws[2:], f"at step {k}")
+            made = self._walk(lambda x: energy(x, y, told), made, draws[2:], f"at step {batch.step}")
             chains.images[y, rows], chains.conditions[y, rows] = made, told
             real = batch.images + config.noise * draws[1]
-            return learner.step(self._loss(energy, (real, batch.conditions), (made, told), y), k)
+            return self._loss(energy, (real, batch.conditions), (made, told), y)
 
-        energy.train()
-        with threads(config.threads):
-            loop(
-                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=config.batch_images, folder=folder,
-            )  # fmt: skip
-        learner.finish()
-        self.network, self.chains = energy.cpu(), chains.cpu()
+        train(both, config, (images, labels), loss, weight_decay=0.01, seed=seed, name=NAME, folder=folder)
+        self.network, self.chains = energy, chains
         return self
 
     def _start(self, reference: Gaussians, stream: torch.Generator) -> Chains:

@@ -2,18 +2,14 @@
 
     z ~ N(0, I),   G(z, y) makes an image,   D(x, y) tells real from made
     D(x, y) = <v_y, phi(x)> + psi(phi(x))                     (projection: Miyato & Koyama, 2018, eq. 4)
-    min L_D + r1 / 2 R1,   min L_G                            (pipeline/adversarial.py)
+    min L_D + r1 / 2 R1,   min L_G                            (adversarial.py)
 
-No density: samples alone. What keeps a discriminator from learning few images by heart: it sees real and generated images
-under random maps that it is not told (not leaking, since some images stay untouched: Zhao et al., 2020; Karras et al., 2020),
-R1 flattens it around real images (Mescheder et al., 2018), and classes are drawn in proportion to n_c^(1 - class_power).
-Samples come from the averaged weights of the generator (Yazici et al., 2019).
+No density: samples alone, from the averaged weights of the generator (Yazici et al., 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -22,12 +18,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import adversarial
-from pipeline.batches import Batches
-from pipeline.config import Count, Section, Share
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
-from pipeline.seeds import noise, rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.batches import Batch
+from pipeline.config import Count, Section
+from pipeline.generators import adversarial
+from pipeline.generators.adversarial import Adversarial
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.seeds import noise, torch_stream
+from pipeline.training import Learner, autocast, device, threads
 
 NAME = "gan"
 SLOPE = (
@@ -36,14 +33,11 @@ SLOPE = (
 PENALISED = 4  # one in so many real images of a batch is used for R1
 
 
-class Config(Trained):
+class Config(Adversarial):
     """The section `gan` of params.yaml."""
 
-    latent: Count
     width: Annotated[int, Field(ge=8, multiple_of=8)]
     depth: Count
-    r1: Annotated[float, Field(ge=0.0)]
-    collapse_share: Share
 
 
 class Model(GenerativeModel):
@@ -55,7 +49,7 @@ class Model(GenerativeModel):
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
         """Raises ConfigError where the image size is no small grid doubled, or augmentation would leak."""
         assert isinstance(config, Config)
-        adversarial.check(shape[1], config.augment, NAME)
+        adversarial.check(config, NAME, shape[1])
         self.config, self.shape, self.n_classes = config, shape, n_classes
         self.generator: nn.Module = nn.Identity()  # until fit or load
 
@@ -66,23 +60,10 @@ class Model(GenerativeModel):
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where, n = self.config, device(), self.config.batch_images
         with torch_stream(seed, NAME, "weights"):
-            generator = self._generator().to(where)
+            self.generator = generator = self._generator().to(where)
             discriminator = Discriminator(self.shape, self.n_classes, width=config.width, depth=config.depth).to(where)
-        plan = Optimisation(steps=config.steps, lr=config.lr, ema=config.ema, betas=(0.0, 0.99))
-        making = Learner(generator, plan)
-        telling = Learner(discriminator, replace(plan, ema=None, lr=adversarial.HASTE * config.lr))
-        batches = Batches(
-            images, labels, size=n, class_power=config.class_power, augment=0.0, seed=seed, name=NAME, where=where
-        )
-        watch = adversarial.Watch(batches.images, batches.labels, self.n_classes)
-        watched = torch.randn(adversarial.WATCHED, config.latent, generator=rng(seed, NAME, "watch")).to(where)
 
-        def measure(when: str) -> None:
-            generator.spread.copy_(watch.shares(lambda y: generator(watched, y)))
-            adversarial.warn(generator.spread, config.collapse_share, NAME, when)
-
-        def update(k: int) -> float:
-            batch = batches(k)
+        def update(batch: Batch, making: Learner, telling: Learner) -> float:
             y, z = batch.labels, torch.randn(n, config.latent, generator=batch.rng).to(where)
             with autocast(config.precision, where):
                 fake = generator(z, y)
@@ -92,22 +73,17 @@ class Model(GenerativeModel):
                     some = real[: max(1, n // PENALISED)].requires_grad_()
                     penalty = adversarial.gradient_penalty(discriminator(some, y[: len(some)]), some)
                     loss = loss + 0.5 * config.r1 * penalty
-            shown = telling.step(loss, k)
+            shown = telling.step(loss, batch.step)
             with autocast(config.precision, where), adversarial.frozen(discriminator):
                 loss = adversarial.generator_loss(discriminator(adversarial.moved(fake, config.augment, batch.rng), y))
-            making.step(loss, k)
-            if (k + 1) % max(1, config.steps // adversarial.MEASURED) == 0:
-                measure(f"at step {k + 1}")
+            making.step(loss, batch.step)
             return shown
 
-        with threads(config.threads):
-            loop(
-                {"generator": making, "discriminator": telling}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=n, folder=folder,
-            )  # fmt: skip
-            making.finish()
-            measure("of the averaged weights")
-        self.generator = generator.cpu()
+        adversarial.fit(
+            config, NAME, (generator, discriminator), (images, labels), update, draws=config.latent, clip=1.0, seed=seed,
+            folder=folder,
+        )  # fmt: skip
+        generator.cpu()
         return self
 
     @torch.no_grad()
@@ -138,7 +114,7 @@ class Model(GenerativeModel):
 class Generator(nn.Module):
     """G(z, y): a linear map of (z, y) to the smallest grid, residual blocks up to the full one; norms scaled by (z, y).
 
-    The buffer `spread` holds share_y of pipeline/adversarial.py, as measured last; the saved model carries it.
+    The buffer `spread` holds share_y of adversarial.py, as measured last; the saved model carries it.
     """
 
     spread: Tensor

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import density
+from pipeline import density, gaussians
 from pipeline.config import Count, Section, Share
 from pipeline.errors import DataError
 from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
@@ -63,20 +63,10 @@ class Model(GenerativeModel):
         basis = basis[:d].mT.contiguous()
         left = singular[d:].square().sum() / max(1, (n - 1) * (dim - d))
         z = (x - mean) @ basis
-        classes = range(self.n_classes)
-        means = torch.stack([z[labels == c].mean(0) if bool((labels == c).any()) else torch.zeros(d).double() for c in classes])
-        centred = z - means[labels]
-        pooled = centred.mT @ centred / max(1, n - self.n_classes) + FLOOR**2 * torch.eye(d).double()
-        factors = []
-        for c in classes:
-            own = centred[labels == c]
-            least = self.config.shrinkage
-            a = least + (1 - least) * d / (d + len(own))
-            factors.append(torch.linalg.cholesky((1 - a) * own.mT @ own / max(1, len(own) - 1) + a * pooled))
+        fitted = gaussians.fit(z, labels, self.n_classes, shrinkage=self.config.shrinkage, ridge=FLOOR**2)
         self.state = {
-            "mean": mean, "basis": basis, "residual": left.sqrt().clamp(min=FLOOR), "means": means,
-            "factors": torch.stack(factors), "points": z, "labels": labels.clone(),
-            "kernel": self.config.bandwidth * torch.linalg.cholesky(pooled),
+            "mean": mean, "basis": basis, "residual": left.sqrt().clamp(min=FLOOR), "means": fitted.means,
+            "factors": fitted.factors, "points": z, "labels": labels.clone(), "kernel": self.config.bandwidth * fitted.pooled,
         }  # fmt: skip
         return self
 

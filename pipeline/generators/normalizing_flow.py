@@ -36,12 +36,13 @@ from zuko.transforms import (
 )
 
 from pipeline import augmentation, density
-from pipeline.batches import Batches
+from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
+from pipeline.gaussians import class_means
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.seeds import noise as noise_of
 from pipeline.seeds import rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.training import autocast, device, threads
 
 NAME = "normalizing_flow"
 FLOOR = 1e-6  # least variance of a logit: constant pixels keep a density
@@ -86,7 +87,7 @@ class Whitening(nn.Module):
         # Fewer images than components: any orthonormal directions complete the plane.
         basis = torch.linalg.qr(torch.cat([basis, torch.randn(dim, d).to(basis)], 1)).Q[:, :d]
         plane = (x - mean) @ basis
-        inner = plane - _class_means(plane, labels, int(labels.max()) + 1)[labels]
+        inner = plane - class_means(plane, labels, int(labels.max()) + 1)[labels]
         freedom = max(1, n - int(labels.bincount().count_nonzero()))
         left = ((x - mean).square().sum() - plane.square().sum()).clamp(min=0.0) / n
         ridge = FLOOR + shrinkage * (inner.square().sum() / freedom + left) / dim
@@ -197,36 +198,24 @@ class Model(GenerativeModel):
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where, dim = self.config, device(), math.prod(self.shape)
-        network = self._build(seed)
+        self.network = network = self._build(seed)
         with threads(config.threads), torch_stream(seed, NAME, "whitening"), torch.no_grad():
             x, _ = density.to_logits(density.dequantise(images, rng(seed, NAME, "whitening")).double().flatten(1))
             network.whitening.fit(x, labels, config.shrinkage)
             z, _ = copy.deepcopy(network.whitening).double()(x)
-            network.centres.copy_(_class_means(z, labels, self.n_classes).flatten())
-        network.to(where).train()
-        plan = Optimisation(steps=config.steps, lr=config.lr, weight_decay=config.weight_decay, ema=config.ema)
-        learner = Learner(network, plan)
-        batches = Batches(
-            images, labels, size=config.batch_images, class_power=config.class_power, augment=config.augment, seed=seed,
-            name=NAME, where=where,
-        )  # fmt: skip
+            network.centres.copy_(class_means(z, labels, self.n_classes).flatten())
 
-        def update(k: int) -> float:
-            batch = batches(k)
+        def loss(batch: Batch) -> Tensor:
             x, slope = density.to_logits(density.dequantise(batch.images, batch.rng))
             z, rest = network.whitening(x.flatten(1))
             z = z + config.noise * torch.randn(z.shape, generator=batch.rng).to(where)
             with autocast(config.precision, where):
                 log_prob = network.log_prob(z, batch.labels, batch.conditions)
-            return learner.step(-(log_prob + rest + slope).mean() / dim, k)
+            out: Tensor = -(log_prob + rest + slope).mean() / dim
+            return out
 
-        with threads(config.threads):
-            loop(
-                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=config.batch_images, folder=folder,
-            )  # fmt: skip
-        learner.finish()
-        self.network = network.cpu()
+        decay = config.weight_decay
+        train(network, config, (images, labels), loss, weight_decay=decay, seed=seed, name=NAME, folder=folder)
         return self
 
     @torch.no_grad()
@@ -273,9 +262,3 @@ class Model(GenerativeModel):
         model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
         model.network.load_state_dict(stored.tensors)
         return model
-
-
-def _class_means(z: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """The mean of z (n, d) in each class (k, d), zero in empty ones."""
-    sums = torch.zeros(n_classes, z.shape[1], dtype=z.dtype).index_add_(0, labels, z)
-    return sums / torch.bincount(labels, minlength=n_classes).clamp(min=1).unsqueeze(1)

@@ -6,7 +6,7 @@
 
 A filter of its own for every image is one filter for all, between scalings:  w'' * x = d (w * (s x)),  d_o = 1 / norm of w'.
 Trained against a residual discriminator with projection on the label (Miyato & Koyama, 2018, eq. 4), by the non-saturating
-loss with lazy R1 (pipeline/adversarial.py). Weights are drawn from N(0, 1) and scaled when used, so that all learn at one
+loss with lazy R1 (adversarial.py). Weights are drawn from N(0, 1) and scaled when used, so that all learn at one
 rate (equalised; Karras et al., 2018, section 4.1). What lets it learn few images is augmentation of all that the
 discriminator sees, its probability p steered by how sure the discriminator is of real images (ADA, section 3.1):
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
@@ -29,12 +28,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import adversarial
-from pipeline.batches import Batches
+from pipeline.batches import Batch
 from pipeline.config import Count, Section, Share
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
+from pipeline.generators import adversarial
+from pipeline.generators.adversarial import Adversarial
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.seeds import noise, rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.training import Learner, autocast, device, threads
 
 NAME = "stylegan2"
 AVERAGED = 1000  # z behind the average w of a class
@@ -43,19 +43,16 @@ MAPPING_RATE = 0.1  # the mapping network learns at this share of lr (Karras et 
 REMEMBER = 0.9  # share of r that one step keeps
 
 
-class Config(Trained):
+class Config(Adversarial):
     """The section `stylegan2` of params.yaml."""
 
-    latent: Count
     width: Annotated[int, Field(ge=4)]
     mapping_layers: Count
     style_mixing: Share
-    r1: Annotated[float, Field(ge=0.0)]
     r1_every: Count
     ada_target: Share
     ada_images: Count
     truncation: Share
-    collapse_share: Share
 
 
 class Model(GenerativeModel):
@@ -67,7 +64,7 @@ class Model(GenerativeModel):
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
         """Raises ConfigError where the image size is no small grid doubled, or augmentation would leak."""
         assert isinstance(config, Config)
-        adversarial.check(shape[1], config.augment, NAME)
+        adversarial.check(config, NAME, shape[1])
         self.config, self.shape, self.n_classes = config, shape, n_classes
         self.generator: nn.Module = nn.Identity()  # until fit or load
 
@@ -80,24 +77,11 @@ class Model(GenerativeModel):
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where, n = self.config, device(), self.config.batch_images
         with torch_stream(seed, NAME, "weights"):
-            generator = self._generator().to(where)
+            self.generator = generator = self._generator().to(where)
             discriminator = Discriminator(self.shape, self.n_classes, width=config.width).to(where)
-        plan = Optimisation(steps=config.steps, lr=config.lr, ema=config.ema, betas=(0.0, 0.99), clip=CLIP)
-        making = Learner(generator, plan)
-        telling = Learner(discriminator, replace(plan, ema=None, lr=adversarial.HASTE * config.lr))
-        batches = Batches(
-            images, labels, size=n, class_power=config.class_power, augment=0.0, seed=seed, name=NAME, where=where
-        )
-        watch = adversarial.Watch(batches.images, batches.labels, self.n_classes)
-        watched = torch.randn(adversarial.WATCHED, generator.draws, generator=rng(seed, NAME, "watch")).to(where)
 
-        def measure(when: str) -> None:
-            generator.spread.copy_(watch.shares(lambda y: generator(watched, y)))
-            adversarial.warn(generator.spread, config.collapse_share, NAME, when)
-
-        def update(k: int) -> float:
-            batch, p = batches(k), float(discriminator.p)
-            y, stream = batch.labels, batch.rng
+        def update(batch: Batch, making: Learner, telling: Learner) -> float:
+            k, y, stream, p = batch.step, batch.labels, batch.rng, float(discriminator.p)
             drawn = torch.randn(n, generator.draws, generator=stream).to(where)
             other = torch.randn(n, config.latent, generator=stream).to(where)
             cut = crossover(n, generator.layers, config.style_mixing, stream).to(where)
@@ -117,19 +101,15 @@ class Model(GenerativeModel):
             with autocast(config.precision, where), adversarial.frozen(discriminator):
                 loss = adversarial.generator_loss(discriminator(adversarial.moved(fake, p, stream), y))
             making.step(loss, k)
-            if (k + 1) % max(1, config.steps // adversarial.MEASURED) == 0:
-                measure(f"at step {k + 1}")
             return shown
 
+        adversarial.fit(
+            config, NAME, (generator, discriminator), (images, labels), update, draws=generator.draws, clip=CLIP, seed=seed,
+            folder=folder,
+        )  # fmt: skip
         with threads(config.threads):
-            loop(
-                {"generator": making, "discriminator": telling}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=n, folder=folder,
-            )  # fmt: skip
-            making.finish()
             generator.take_averages(rng(seed, NAME, "averages"))
-            measure("of the averaged weights")
-        self.generator = generator.cpu()
+        generator.cpu()
         return self
 
     @torch.no_grad()
@@ -255,7 +235,7 @@ class Generator(nn.Module):
     """Mapping and synthesis network. All that is random in an image is one row of `draws` numbers: z, then its noises.
 
     Buffers, saved with the weights: `average` (n_classes, latent), the mean w of each class, and `spread` (n_classes,), the
-    share_y of pipeline/adversarial.py as measured last.
+    share_y of adversarial.py as measured last.
     """
 
     average: Tensor

@@ -30,15 +30,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline import gaussians
 from pipeline.augmentation import CONDITIONS
-from pipeline.batches import Batches
+from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
 from pipeline.density import dequantise
 from pipeline.errors import ConfigError, DataError
-from pipeline.generators.base import GenerativeModel, Stored, Trained, Traits, in_blocks, read_model, write_model
+from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.networks.unet import Block, zero
 from pipeline.seeds import noise, rng, torch_stream
-from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
+from pipeline.training import autocast, device, threads
 
 NAME = "vae"
 LOG_2PI = math.log(2 * math.pi)
@@ -182,15 +183,9 @@ class Model(GenerativeModel):
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
         with torch_stream(seed, NAME, "weights"):
-            network = self._build().to(where)
-        learner = Learner(network, Optimisation(steps=config.steps, lr=config.lr, weight_decay=0.01, ema=config.ema))
-        batches = Batches(
-            images, labels, size=config.batch_images, class_power=config.class_power, augment=config.augment, seed=seed,
-            name=NAME, where=where,
-        )  # fmt: skip
+            self.network = network = self._build()
 
-        def update(k: int) -> float:
-            batch = batches(k)
+        def loss(batch: Batch) -> Tensor:
             x = dequantise(batch.images, batch.rng)
             eps = torch.randn(len(x), config.latent_dim, generator=batch.rng).to(where)
             with autocast(config.precision, where):
@@ -200,16 +195,10 @@ class Model(GenerativeModel):
             bound = log_normal(x - mean, network.log_sigma)
             if config.kind == "variational":
                 bound = bound - config.beta * divergence(code)
-            return learner.step(-bound.mean() / x[0].numel(), k)
+            out: Tensor = -bound.mean() / x[0].numel()
+            return out
 
-        network.train()
-        with threads(config.threads):
-            loop(
-                {"network": learner}, update, steps=config.steps, seed=seed, name=NAME,
-                images_per_step=config.batch_images, folder=folder,
-            )  # fmt: skip
-        learner.finish()
-        self.network = network.cpu()
+        train(network, config, (images, labels), loss, weight_decay=0.01, seed=seed, name=NAME, folder=folder)
         self.codes = self._encode(images, labels)
         return self
 
@@ -264,17 +253,10 @@ class Model(GenerativeModel):
         return torch.where((own == 1)[:, None], single, spherical(mean[a], mean[b], places[:, 2:]))
 
     def _fitted(self, labels: Tensor, eps: Tensor) -> Tensor:
-        """Codes (n, d) by the Gaussian of each label, drawn towards the pooled covariance (Friedman, 1989)."""
-        z, y, d = self.codes["mean"].double(), self.codes["labels"], self.config.latent_dim
-        counts = self._counts(labels)
-        means = torch.stack([z[y == c].mean(0) for c in range(self.n_classes)])
-        gaps = z - means[y]
-        pooled = gaps.mT @ gaps / max(1, len(z) - self.n_classes) + 1e-8 * torch.eye(d).double()
-        factors = torch.empty(self.n_classes, d, d).double()
-        for c in range(self.n_classes):
-            share, own = d / (d + float(counts[c])), gaps[y == c]
-            factors[c] = torch.linalg.cholesky((1 - share) * own.mT @ own / max(1, len(own) - 1) + share * pooled)
-        out = means[labels] + torch.einsum("nij,nj->ni", factors[labels], eps.double())
+        """Codes (n, d) by the Gaussian of each label, drawn towards the pooled covariance."""
+        self._counts(labels)  # none is empty
+        fitted = gaussians.fit(self.codes["mean"].double(), self.codes["labels"], self.n_classes, ridge=1e-8)
+        out = fitted.means[labels] + torch.einsum("nij,nj->ni", fitted.factors[labels], eps.double())
         return out.float()
 
     def _counts(self, labels: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
 
 from pipeline import density, training
+from pipeline.batches import Trained
 from pipeline.config import FAMILIES
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, HasEnergy, HasLogProb, Trained
+from pipeline.generators.base import GenerativeModel, HasEnergy, HasLogProb
 from pipeline.generators.registry import family
 from pipeline.images import to_uint8
 

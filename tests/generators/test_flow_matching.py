@@ -76,7 +76,7 @@ def test_directions_are_all_axes_or_signs_of_fixed_length() -> None:
 def test_noise_is_exchanged_between_unmoved_images_of_a_class_alone() -> None:
     conditions = torch.zeros(5, 9)
     conditions[1, 3] = 0.2
-    batch = Batch(torch.zeros(5, *SHAPE), torch.tensor([0, 0, 0, 1, 1]), conditions, torch.Generator())
+    batch = Batch(torch.zeros(5, *SHAPE), torch.tensor([0, 0, 0, 1, 1]), conditions, 0, torch.Generator())
     groups = alike(batch)
     assert groups[0] == groups[2] and groups[3] == groups[4] and len(set(groups)) == 3
 

@@ -11,9 +11,9 @@ import torch
 from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 
-from pipeline import adversarial, training
+from pipeline import training
 from pipeline.errors import ConfigError
-from pipeline.generators import gan, stylegan2
+from pipeline.generators import adversarial, gan, stylegan2
 from pipeline.generators.gan import Config, Discriminator, Generator, Model
 
 SHAPE = (1, 8, 8)
@@ -83,11 +83,11 @@ def test_the_discriminator_is_shown_what_the_generator_made(family: ModuleType, 
     assert float(shown.std()) > 1e-3 and not torch.equal(real, shown)
 
 
-def test_half_of_the_images_stay_where_they_are_and_gradients_pass() -> None:
+def test_more_than_half_of_the_images_stay_where_they_are_and_gradients_pass() -> None:
     images = torch.rand(400, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = adversarial.moved(images, 0.1, torch.Generator().manual_seed(1))
     same = (out == images).flatten(1).all(1)
-    assert 0.4 < float(same.double().mean()) < 0.6  # (1 - 0.1)^7 = 0.48, were all moves seen
+    assert 0.5 < float(same.double().mean()) < 0.68  # (1 - 0.1)^5 = 0.59
     out.sum().backward()
     assert images.grad is not None and bool((images.grad[same] == 1).all())
     assert torch.equal(adversarial.moved(images, 0.0, torch.Generator().manual_seed(1)), images)
@@ -147,7 +147,7 @@ def test_both_networks_go_on_to_the_same_weights(tmp_path: Path, monkeypatch: py
         loop(learners, *args, **rest)  # type: ignore[arg-type]
         kept.append({f"{n}.{k}": v.clone() for n, learner in learners.items() for k, v in learner.tensors().items()})
 
-    monkeypatch.setattr(gan, "loop", spied)
+    monkeypatch.setattr(adversarial, "loop", spied)
     build(steps=10).fit(*digits(), seed=5)
     step, calls = training.Learner.step, []
 
@@ -180,7 +180,7 @@ def test_other_sizes_and_colours_are_built(shape: tuple[int, int, int]) -> None:
     [
         (18, {}, "image_size=18.*doubled.*image_size=16"),
         (512, {}, "at most 256.*image_size=256"),
-        (8, {"augment": 0.9}, r"gan\.augment=0\.9.*0\.4.*augment=0\.2"),
+        (8, {"augment": 0.9}, r"gan\.augment=0\.9.*at most 0\.8.*augment=0\.4"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(size: int, changes: dict[str, object], message: str) -> None:

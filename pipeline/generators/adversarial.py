@@ -1,4 +1,4 @@
-"""What adversarial families share: losses, the gradient penalty and the watch for mode collapse.
+"""What adversarial families share: settings, losses, the gradient penalty, the fit and its watch for mode collapse.
 
     L_D = E softplus(-D(x, y)) + E softplus(D(G(z, y), y))
     L_G = E softplus(-D(G(z, y), y))                          (non-saturating: Goodfellow et al., 2014, section 3)
@@ -7,6 +7,9 @@
 A generator has collapsed in a class where its images are alike. The measure is a share, about 1 where all is well:
 
     share_y = mean distance between generated images of y / mean distance between real images of y
+
+What keeps a discriminator from learning few images by heart: it sees real and generated images nudged alike (`moved`), R1
+flattens it around real images, and it compares the images of a class (`class_deviation`).
 """
 
 from __future__ import annotations
@@ -14,24 +17,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline import augmentation
+from pipeline.batches import Batch, Batches, Trained
+from pipeline.config import Count, Share
 from pipeline.errors import ConfigError
+from pipeline.seeds import rng
+from pipeline.training import Learner, Optimisation, device, loop, threads
 
 HASTE = 3.0  # times lr, the discriminator's rate: outrun by the generator, it lets classes collapse (Heusel et al., 2017)
 WIDEST = 4  # channels double with every halving of the grid, up to so many times `width`
 LARGEST = 256  # pixels
+LEAKS = 0.8  # above this probability of each move, moved images show in the samples (Karras et al., 2020, ADA)
 MEASURED = 4  # times in a fit that the spread is measured
 WATCHED = 16  # generated images a class
 MOST = 256  # real images a class
 
 
-def check(size: int, augment: float, name: str) -> None:
+class Adversarial(Trained):
+    """Settings of the adversarial families."""
+
+    latent: Count
+    r1: Annotated[float, Field(ge=0.0)]
+    collapse_share: Share
+
+
+def check(config: Adversarial, name: str, size: int) -> None:
     """Raises ConfigError where images of `size` pixels are no small grid doubled, or augmentation would leak."""
     fits = [side << i for side in (4, 5, 6, 7) for i in range(1, 7) if side << i <= LARGEST]
     if size not in fits:
@@ -40,11 +60,11 @@ def check(size: int, augment: float, name: str) -> None:
             expected=f"4, 5, 6 or 7 doubled at least once, at most {LARGEST}",
             remedy=f"set data.image_size={min(fits, key=lambda fit: abs(fit - size))}",
         )
-    if augment > 0.4:  # at 0.5 as many images are mirrored as not, and mirrored classes would pass for the real ones
+    if config.augment > LEAKS:
         raise ConfigError(
-            f"{name}.augment={augment}",
-            expected="at most 0.4, above which moved images leak into the samples",
-            remedy=f"set {name}.augment=0.2",
+            f"{name}.augment={config.augment}",
+            expected=f"at most {LEAKS}, above which moved images leak into the samples",
+            remedy=f"set {name}.augment=0.4",
         )
 
 
@@ -80,13 +100,12 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
-    """Images (n, c, h, w), each under its own random map; gradients pass through.
+    """Images (n, c, h, w), each nudged by its own random map; gradients pass through.
 
     Where the discriminator sees real and generated images under maps of one distribution that leaves some untouched, the
     images themselves must agree, not only the moved ones (Karras et al., 2020, ADA, section 2.2; Zhao et al., 2020).
     """
-    maps, _ = augmentation.random_maps(len(images), probability, rng)
-    return augmentation.apply(images, maps.to(images.device))
+    return augmentation.apply(images, augmentation.nudges(len(images), probability, rng).to(images.device))
 
 
 @contextmanager
@@ -144,3 +163,51 @@ def warn(shares: Tensor, least: float, name: str, when: str) -> None:
             f"spread; raise {name}.r1 or {name}.augment, or lower {name}.lr",
             file=sys.stderr,
         )
+
+
+Update = Callable[[Batch, Learner, Learner], float]
+
+
+def fit(
+    config: Adversarial,
+    name: str,
+    networks: tuple[nn.Module, nn.Module],
+    data: tuple[Tensor, Tensor],
+    update: Update,
+    *,
+    draws: int,
+    clip: float,
+    seed: int,
+    folder: Path | None,
+) -> None:
+    """Train generator and discriminator on `data`, images and labels; the generator ends with its averaged weights.
+
+    update(batch, making, telling) does one step of both and returns the loss that is shown. The generator makes images
+    (n, c, h, w) from noise (n, draws) and labels (n,); its buffer `spread` (n_classes,) takes share_y, as measured last.
+    """
+    (generator, discriminator), where = networks, device()
+    spread = generator.get_buffer("spread")
+    making = Learner(generator, Optimisation(steps=config.steps, lr=config.lr, ema=config.ema, betas=(0.0, 0.99), clip=clip))
+    telling = Learner(discriminator, replace(making.plan, ema=None, lr=HASTE * config.lr))
+    # As they are: a step nudges real and generated images alike.
+    batches = Batches(data, config.model_copy(update={"augment": 0.0}), seed=seed, name=name)
+    watch = Watch(batches.images, batches.labels, len(spread))
+    watched = torch.randn(WATCHED, draws, generator=rng(seed, name, "watch")).to(where)
+
+    def measure(when: str) -> None:
+        spread.copy_(watch.shares(lambda y: generator(watched, y)))
+        warn(spread, config.collapse_share, name, when)
+
+    def step(k: int) -> float:
+        shown = update(batches(k), making, telling)
+        if (k + 1) % max(1, config.steps // MEASURED) == 0:
+            measure(f"at step {k + 1}")
+        return shown
+
+    with threads(config.threads):
+        loop(
+            {"generator": making, "discriminator": telling}, step, steps=config.steps, seed=seed, name=name,
+            images_per_step=config.batch_images, folder=folder,
+        )  # fmt: skip
+        making.finish()
+        measure("of the averaged weights")
