@@ -81,7 +81,10 @@ def _generators(size: int, channels: int) -> dict[str, Any]:
         },
         "energy_based": {"patch": 4, "width": 48, "components": 64, "noise": 0.5, "precision": "auto"},
         "gan": {"width": 16, "r1": 0.3, "augment": 0.3},
-        "stylegan2": {"width": 16, "r1": 0.3, "lr": 0.004, "batch_images": 32, "class_power": 1.0},
+        "stylegan2": {
+            "width": 16, "mapping_layers": 2, "r1": 0.3, "lr": 0.004, "batch_images": 32, "class_power": 1.0, "augment": 0.4,
+            "ada_target": 0.6, "ada_images": 5000,
+        },
         "diffusion": denoising,
         "flow_matching": {**denoising, "solver_steps": 8},
     }  # fmt: skip
