@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from contracts_settings import SETTINGS
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.batches import Batches
+from pipeline.batches import Batches, train
 from pipeline.generators.vae import Config
 
 LABELS = torch.cat([torch.zeros(90), torch.ones(10)]).long()
@@ -42,3 +43,14 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     one, again, other = batches()(5), batches()(5), batches()(6)
     assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
     assert torch.equal(torch.rand(3, generator=one.rng), torch.rand(3, generator=again.rng))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_fit_decays_matrices_by_what_it_is_told(decay: float) -> None:
+    config = Config(**{**SETTINGS["vae"], "steps": 3, "batch_images": 2, "lr": 0.1, "ema": 0.0})
+    network = nn.Linear(2, 2)
+    nn.init.ones_(network.weight)
+    data = IMAGES, LABELS
+    train(network, config, data, lambda batch: 0 * network.weight.sum(), weight_decay=decay, seed=0, name="x", folder=None)
+    assert not network.training
+    assert (float(network.weight.detach().mean()) < 1.0) == (decay > 0)

@@ -12,6 +12,7 @@ from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 
 from pipeline import training
+from pipeline.batches import Batch
 from pipeline.errors import ConfigError
 from pipeline.generators import adversarial, gan, stylegan2
 from pipeline.generators.gan import Config, Discriminator, Generator, Model
@@ -91,6 +92,29 @@ def test_more_than_half_of_the_images_stay_where_they_are_and_gradients_pass() -
     out.sum().backward()
     assert images.grad is not None and bool((images.grad[same] == 1).all())
     assert torch.equal(adversarial.moved(images, 0.0, torch.Generator().manual_seed(1)), images)
+
+
+def test_a_moved_image_is_not_mirrored() -> None:
+    images = torch.linspace(1, -1, 8).expand(300, 1, 8, 8)
+    out = adversarial.moved(images, 0.8, torch.Generator().manual_seed(0))
+    assert bool((out[..., :4].mean((1, 2, 3)) > out[..., 4:].mean((1, 2, 3))).all()) and not torch.equal(out, images)
+
+
+def test_a_fit_draws_unmoved_rows_and_gives_each_network_its_plan() -> None:
+    images, labels = digits()
+    plans: list[training.Optimisation] = []
+
+    def update(batch: Batch, making: training.Learner, telling: training.Learner) -> float:
+        plans.extend([making.plan, telling.plan])
+        assert all(any(torch.equal(image, row) for row in images) for image in batch.images)
+        return 0.0
+
+    config = Config(**{**SETTINGS["gan"], "augment": 0.8, "steps": 1, "lr": 0.01, "ema": 0.9})
+    networks = Generator(SHAPE, 3, latent=8, width=8, depth=1), Discriminator(SHAPE, 3, width=8, depth=1)
+    adversarial.fit(config, "gan", networks, (images, labels), update, draws=8, clip=7.0, seed=0, folder=None)
+    making, telling = plans
+    assert (making.lr, making.ema, making.clip, making.betas) == (0.01, 0.9, 7.0, (0.0, 0.99))
+    assert (telling.lr, telling.ema, telling.clip) == (adversarial.HASTE * 0.01, None, 7.0)
 
 
 def test_a_frozen_network_passes_gradients_to_its_input_alone() -> None:
