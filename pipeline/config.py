@@ -28,7 +28,21 @@ FAMILIES = (
     "external",
 )
 ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
-REAL_ARMS = ("real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup")
+REAL_ARMS = (
+    "real",
+    "oversample",
+    "logit_adjustment",
+    "augment",
+    "augment+logit_adjustment",
+    "augment+logit_adjustment_strong",
+    "mixup",
+    "cutmix",
+    "cutmix+logit_adjustment",
+    "class_balanced",
+    "ldam_drw",
+    "crt",
+    "smote",
+)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -112,7 +126,15 @@ class Classifier(Section):
     weight_decay: Annotated[float, Field(ge=0.0)]
     augment: Literal["affine", "flip_affine", "trivial"]
     mixup_alpha: Annotated[float, Field(gt=0.0)]
+    cutmix_alpha: Annotated[float, Field(gt=0.0)]
     tau: Annotated[float, Field(ge=0.0)]
+    tau_strong: Annotated[float, Field(ge=0.0)]
+    class_balanced_beta: Annotated[float, Field(ge=0.0, lt=1.0)]
+    ldam_margin: Annotated[float, Field(ge=0.0)]
+    cosine_scale: Annotated[float, Field(gt=0.0)]
+    drw_share: Share
+    crt_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    smote_neighbours: Count
 
 
 class Arms(Section):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-from digits_project import CLASSES, rows
+from digits_project import CLASSES, params, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.arms import Arm, Material, Recipe, TrainingPlan, recipes, synthetic_arms
-from pipeline.config import Classifier
+from pipeline import arms
+from pipeline.arms import Arm, Late, LateRecipe, Material, Recipe, TrainingPlan, recipes, synthetic_arms
+from pipeline.config import REAL_ARMS
 from pipeline.errors import LeakError
 
-CONFIG = Classifier(
-    network="small", width=8, steps=1, batch_images=8, lr=0.01, weight_decay=0.0, augment="affine", mixup_alpha=0.4, tau=1.0
-)
+CONFIG = params(classifier={"network": "small", "steps": 1, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0}).classifier
 COUNTS = [6, 3, 2]
 
 
@@ -50,6 +49,13 @@ def pixels(plan: TrainingPlan) -> list[int]:
     return plan.images[:, 0, 0, 0].tolist()
 
 
+def same(a: object, b: object) -> bool:
+    """Whether two plans, or two values of a field of theirs, are equal bit for bit."""
+    if isinstance(a, (TrainingPlan, Late)):
+        return all(same(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     split=st.sampled_from(["train", "val", "test", "external"]),
@@ -80,14 +86,27 @@ def test_only_real_train_rows_and_synthetic_rows_from_them_enter(
 
 def test_a_plan_cannot_say_how_many_steps_there_are() -> None:
     names = {field.name for field in fields(TrainingPlan)}
-    assert names == {"images", "targets", "weights", "draw", "transform", "offset", "mixup_alpha"}
+    assert names == {
+        "images",
+        "targets",
+        "weights",
+        "draw",
+        "transform",
+        "offset",
+        "margin",
+        "cosine",
+        "mix",
+        "mix_alpha",
+        "late",
+    }
 
 
 @pytest.mark.parametrize("name", list(recipes(CONFIG)))
 def test_real_only_arms_hold_each_train_row_once(name: str) -> None:
     plan = Arm(name, recipes(CONFIG)[name]).build(material(), seed=1)
-    assert pixels(plan) == list(range(11))
-    assert torch.equal(plan.targets, torch.tensor([0] * 6 + [1] * 3 + [2] * 2))
+    more = 18 - 11 if name == "smote" else 0
+    assert pixels(plan)[:11] == list(range(11)) and len(plan.images) == 11 + more
+    assert torch.equal(plan.targets[:11], torch.tensor([0] * 6 + [1] * 3 + [2] * 2))
     assert float(plan.draw.sum()) == pytest.approx(1.0)
 
 
@@ -105,12 +124,11 @@ def test_dose_takes_what_there_is_of_a_class_that_cannot_be_filled() -> None:
     assert torch.bincount(plan.targets).tolist() == [6, 4, 6]
 
 
-def test_dose_zero_is_the_recipe_itself() -> None:
-    recipe = recipes(CONFIG)["augment+logit_adjustment"]
+@pytest.mark.parametrize("name", ["augment+logit_adjustment", "ldam_drw", "crt", "smote"])
+def test_dose_zero_is_the_recipe_itself(name: str) -> None:
+    recipe = recipes(CONFIG)[name]
     ours, real = arm("synthetic", recipe, dose=0.0).build(material(), 5), Arm("x", recipe).build(material(), 5)
-    for field in fields(TrainingPlan):
-        a, b = getattr(ours, field.name), getattr(real, field.name)
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert same(ours, real)
 
 
 def test_rejected_rows_enter_the_unfiltered_arm_alone() -> None:
@@ -170,5 +188,166 @@ def test_a_class_without_rows_has_no_offset() -> None:
 def test_soft_targets_are_passed_on() -> None:
     soft = torch.tensor([[0.2, 0.8]])
     one, half = torch.ones(1), torch.ones(1, dtype=torch.float64)
-    plan = TrainingPlan(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), soft, one, half, "none", torch.zeros(2))
+    none = torch.zeros(2)
+    plan = TrainingPlan(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), soft, one, half, "none", none, none)
     assert plan.soft_targets is soft
+
+
+def test_each_arm_that_settings_may_name_has_a_recipe() -> None:
+    assert set(recipes(CONFIG)) == set(REAL_ARMS)
+
+
+def test_effective_numbers_by_the_formula() -> None:
+    plan = Arm("x", Recipe(beta=0.9)).build(material(), 0)
+    factor = np.array([0.1 / (1 - 0.9**n) for n in COUNTS])
+    assert factor[2] == pytest.approx(1 / 1.9)  # two rows: 1 + beta
+    factor /= factor.mean()
+    np.testing.assert_allclose(plan.weights.numpy(), np.repeat(factor, COUNTS), rtol=1e-6)
+    np.testing.assert_allclose(plan.draw.numpy(), 1 / 11)
+
+
+def test_effective_numbers_lie_between_no_weights_and_one_over_the_count() -> None:
+    none, inverse = (Arm("x", Recipe(beta=beta)).build(material(), 0).weights.numpy() for beta in (0.0, 1 - 1e-9))
+    np.testing.assert_allclose(none, 1.0)
+    mass = np.bincount(np.repeat([0, 1, 2], COUNTS), inverse)
+    np.testing.assert_allclose(mass, mass[0], rtol=1e-5)
+
+
+def test_effective_numbers_and_margins_count_added_rows_by_their_weight() -> None:
+    recipe = Recipe(beta=0.9, margin=0.5, cosine=10.0)
+    n = np.array([6.0, 3 + 0.25 * 3, 2 + 0.25 * 4])
+    for name in ("synthetic", "replay"):
+        plan = arm(name, recipe, weight=0.25).build(material(), 0)
+        factor = 0.1 / (1 - 0.9**n)
+        expected = (factor / factor.mean())[plan.targets] * np.where(np.arange(18) < 11, 1.0, 0.25)
+        np.testing.assert_allclose(plan.weights.numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(plan.margin.numpy(), 10 * 0.5 * (3 / n) ** 0.25, rtol=1e-6)
+
+
+def test_margins_by_hand() -> None:
+    # 16 rows and 1: the fourth root of 16 is 2.
+    stuff = Material.of(rows(images(17), labels([16, 1]), "train"), CLASSES[:3])
+    margin = Arm("x", Recipe(margin=0.5, cosine=8.0)).build(stuff, 0).margin
+    assert margin.tolist() == [2.0, 4.0, 0.0]  # no row, no margin
+    assert Arm("x", Recipe(margin=0.5)).build(stuff, 0).margin.tolist() == [0.25, 0.5, 0.0]
+    assert Arm("x", Recipe()).build(stuff, 0).margin.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(("balanced", "beta"), [(True, None), (False, 0.9)])
+def test_a_late_phase_is_the_plan_of_its_own_recipe(balanced: bool, beta: float | None) -> None:
+    late = LateRecipe(0.25, balanced=balanced, beta=beta, head_only=balanced)
+    whole = arm("synthetic", Recipe(tau=1.5, late=late), weight=0.25).build(material(), 0)
+    first, second = (
+        arm("synthetic", recipe, weight=0.25).build(material(), 0)
+        for recipe in (Recipe(tau=1.5), Recipe(tau=1.5, balanced=balanced, beta=beta))
+    )
+    assert whole.late is not None and whole.late.share == 0.25 and whole.late.head_only is balanced
+    for name in ("weights", "draw", "offset"):
+        assert torch.equal(getattr(whole, name), getattr(first, name))
+        assert torch.equal(getattr(whole.late, name), getattr(second, name))
+    assert not torch.equal(first.offset, second.offset)
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "switch"), [(100, 0.25, 75), (500, 0.2, 400), (1, 0.25, 1), (10, 0.0, 10), (7, 1.0, 0)]
+)
+def test_the_late_phase_takes_its_share_of_the_steps(steps: int, share: float, switch: int) -> None:
+    plan = Arm("x", Recipe(late=LateRecipe(share))).build(material(), 0)
+    assert plan.switch(steps) == switch
+    assert replace(plan, late=None).switch(steps) == steps
+
+
+def test_the_shipped_recipes_are_those_of_their_papers() -> None:
+    known, config = recipes(CONFIG), CONFIG
+    augment = Recipe(transform=config.augment)
+    assert known["crt"] == replace(augment, late=LateRecipe(config.crt_share, balanced=True, head_only=True))
+    drw = LateRecipe(config.drw_share, beta=config.class_balanced_beta)
+    assert known["ldam_drw"] == replace(augment, margin=config.ldam_margin, cosine=config.cosine_scale, late=drw)
+    assert known["class_balanced"] == replace(augment, beta=config.class_balanced_beta)
+    assert known["cutmix+logit_adjustment"] == replace(known["cutmix"], tau=config.tau)
+    assert known["augment+logit_adjustment_strong"].tau == config.tau_strong > config.tau
+
+
+def scattered(counts: list[int], pool: tuple[int, ...] = (0, 0, 0)) -> Material:
+    """Random images, several channels."""
+    r, none = np.random.default_rng(0), np.zeros(0, np.int64)
+    y, p = np.repeat(np.arange(3), counts), np.repeat(np.arange(3), pool)
+    real, made = (r.integers(0, 256, (len(t), 3, 4, 4), dtype=np.uint8) for t in (y, p))
+    return Material(3, real, y, made, p, np.ones(len(p), bool), none, np.zeros(len(p) + 1, np.int64))
+
+
+def flat(images: torch.Tensor) -> np.ndarray:
+    return images.numpy().reshape(len(images), -1).astype(float)
+
+
+SMOTE = Recipe(neighbours=2)
+
+
+@pytest.mark.parametrize("counts", [[9, 5, 3], [9, 2, 1], [12, 0, 4]])
+def test_smote_fills_with_points_between_a_row_and_one_of_its_nearest_of_the_class(counts: list[int]) -> None:
+    stuff = scattered(counts)
+    plan = Arm("smote", SMOTE).build(stuff, seed=1)
+    n = sum(counts)
+    assert torch.bincount(plan.targets, minlength=3).tolist() == [max(counts) if c else 0 for c in counts]
+    assert torch.equal(plan.images[:n], torch.from_numpy(stuff.images))
+    for point, c in zip(flat(plan.images[n:]), plan.targets[n:].tolist(), strict=True):
+        own = flat(plan.images[:n])[stuff.targets == c]
+        if len(own) == 1:
+            np.testing.assert_array_equal(point, own[0])
+            continue
+        distances = np.linalg.norm(own[:, None] - own, axis=-1)
+        np.fill_diagonal(distances, np.inf)
+        nearest = distances.argsort(1)[:, : min(2, len(own) - 1)]
+        off = []  # of each segment between a row and a neighbour
+        for a, others in zip(own, nearest, strict=True):
+            for b in own[others]:
+                u = np.clip((point - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
+                off.append(np.abs(point - (a + u * (b - a))).max())
+        assert min(off) < 1.5  # the point is rounded, and u found from it
+
+
+def test_smote_uses_each_row_as_often_as_the_others_and_the_seed_decides() -> None:
+    stuff = scattered([9, 3, 1])
+    base = arms._smote(stuff.images, stuff.targets, 13, 3, 2, seed=1)[1]
+    assert np.bincount(base, minlength=13).tolist() == [0] * 9 + [2, 2, 2] + [8]
+    plans = [Arm("smote", SMOTE).build(stuff, seed) for seed in (1, 1, 2)]
+    assert same(plans[0], plans[1]) and not same(plans[0], plans[2])
+    # Points that differ from their ends: u is not 0 or 1 alone.
+    assert len(np.unique(flat(plans[0].images[13:19]), axis=0)) == 6
+
+
+def test_smote_fills_what_added_rows_leave_open_between_real_rows_and_weighs_classes_evenly() -> None:
+    stuff = scattered([8, 3, 0], (0, 2, 5))
+    plan = synthetic_arms(SMOTE, dose=1.0, weight=0.25, fill_to=5)["synthetic"].build(stuff, 0)
+    # Class 1: 3 real, 2 added, 3 points; class 2: none, 5, 3.
+    assert torch.bincount(plan.targets).tolist() == [8, 8, 8]
+    mass = torch.bincount(plan.targets, plan.draw * plan.weights)
+    np.testing.assert_allclose(mass.numpy(), [1 / 3] * 3, rtol=1e-6)
+    assert float(plan.weights[11] / plan.weights[8]) == pytest.approx(0.25)  # an added row of class 1, a real one
+    assert torch.equal(plan.weights[18:21], plan.weights[8:11])  # points weigh as the real rows between which they lie
+    real = flat(plan.images[8:11])
+    low, high = real.min(0), real.max(0)
+    assert all(((low <= point) & (point <= high)).all() for point in flat(plan.images[18:21]))
+
+
+@pytest.mark.parametrize("name", list(recipes(CONFIG)))
+def test_synthetic_and_replay_differ_in_the_added_images_alone(name: str) -> None:
+    recipe = recipes(CONFIG)[name]
+    ours, control = (
+        synthetic_arms(recipe, dose=1.0, weight=0.25, fill_to=5)[kind].build(scattered([8, 3, 2], (0, 9, 9)), 3)
+        for kind in ("synthetic", "replay")
+    )
+    assert same(replace(ours, images=control.images), control)
+    added = slice(13, 13 + 2 + 3)
+    differs = (ours.images != control.images).flatten(1).any(1)
+    assert differs[added].all() and int(differs.sum()) == 5
+
+
+@pytest.mark.parametrize("name", list(recipes(CONFIG)))
+def test_every_recipe_works_without_real_rows_and_with_a_class_without_rows(name: str) -> None:
+    stuff = scattered([8, 3, 2], (0, 4, 1))
+    plan = synthetic_arms(recipes(CONFIG)[name], dose=1.0, weight=1.0, fill_to=5)["synthetic_only"].build(stuff, 3)
+    for part in (plan, plan.late or plan):
+        assert float(part.draw.sum()) == pytest.approx(1.0)
+        assert bool((part.weights > 0).all() and part.weights.isfinite().all() and part.offset.isfinite().all())
+    assert bool(plan.margin.isfinite().all()) and not (plan.targets == 0).any()

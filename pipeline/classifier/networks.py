@@ -7,6 +7,8 @@
               dropout, linear in all that is left
     resnet18  torchvision's ResNet-18, from 64 pixels, without pretrained weights
 
+A plan may ask for a cosine last layer; the body, its weights included, is the same.
+
 Both normalise groups of channels of one image (Wu & He, 2018): an output is a function of its own image, and no statistic of
 a batch needs care. `small` keeps where things are: a mean over all pixels before the last layer cost 3 to 4 points on
 Fashion-MNIST.
@@ -14,6 +16,7 @@ Fashion-MNIST.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,12 +26,51 @@ LARGE = 64  # pixels from which `auto` takes ResNet-18
 DROPOUT = 0.3
 
 
-def build(config: Classifier, shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """A network with fresh weights, drawn from torch's global stream."""
+def build(config: Classifier, shape: tuple[int, int, int], n_classes: int, cosine: float | None = None) -> nn.Module:
+    """A network with fresh weights, drawn from torch's global stream. `cosine` is the scale of a Cosine last layer."""
     name = config.network
     if name == "auto":
         name = "resnet18" if shape[1] >= LARGE else "small"
-    return Small(shape, n_classes, config.width) if name == "small" else _resnet18(shape, n_classes)
+    network = Small(shape, n_classes, config.width) if name == "small" else _resnet18(shape, n_classes)
+    if cosine is not None:
+        # After the linear layer was drawn, and from its weights: no other weight depends on the kind of the last layer.
+        setattr(network, head_name(network), Cosine(head(network).get_parameter("weight"), cosine))
+    return network
+
+
+def head(network: nn.Module) -> nn.Module:
+    """The last layer of a network that `build` made."""
+    return network.get_submodule(head_name(network))
+
+
+def body_state(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network that `build` made, by name, without its last layer's."""
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(f"{head_name(network)}.")}
+
+
+def cosine_scale(network: nn.Module) -> float | None:
+    """What `build` was given as `cosine`."""
+    last = head(network)
+    return last.scale if isinstance(last, Cosine) else None
+
+
+def head_name(network: nn.Module) -> str:
+    """Of the last layer of a network that `build` made."""
+    return "head" if isinstance(network, Small) else "fc"
+
+
+class Cosine(nn.Module):
+    """s cos(x, w_y): a last layer that sees the angles of features alone (Wang et al., CosFace, 2018, without its margin)."""
+
+    def __init__(self, weight: Tensor, scale: float) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(weight.detach().clone()), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, features) -> (n, k) in [-scale, scale]."""
+        # bf16 has no more than 8 bits for a cosine, and the scale would show it.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scale * F.linear(F.normalize(x.float()), F.normalize(self.weight))
 
 
 class Residual(nn.Module):

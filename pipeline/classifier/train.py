@@ -5,11 +5,15 @@ stratified uniforms u_i = (pi(i) + U_i) / b through the inverse of the plan's cu
 with its own probability, and a batch holds nearly its expected number of each class's rows when rows stand class by class.
 Seeds are paired: the initial weights, the uniforms and the transforms' draws of a step are functions of (seed, k) alone, the
 same for every arm.
+
+A plan with a late phase trains it in the last of the same number of steps. Where the late phase trains the last layer alone,
+that layer's fresh weights are a function of the seed too, and each phase has a learning rate that is warmed up and falls to 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import training, weights
-from pipeline.arms import TrainingPlan
-from pipeline.classifier import networks, transforms
+from pipeline.arms import Late, TrainingPlan
+from pipeline.classifier import mixing, networks, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.config import Classifier
 from pipeline.images import to_float
-from pipeline.seeds import numpy_rng, rng, torch_stream
+from pipeline.seeds import derive, numpy_rng, rng, torch_stream
 
 
-def initial(config: Classifier, shape: tuple[int, int, int], n_classes: int, seed: int) -> nn.Module:
-    """The network whose weights the seed decides."""
+def initial(
+    config: Classifier, shape: tuple[int, int, int], n_classes: int, seed: int, cosine: float | None = None
+) -> nn.Module:
+    """The network whose weights the seed decides; `cosine` as in networks.build."""
     with torch_stream(seed, "weights"):
-        return networks.build(config, shape, n_classes)
+        return networks.build(config, shape, n_classes, cosine)
 
 
 def draw(cumulative: Tensor, size: int, seed: int, k: int) -> Tensor:
@@ -38,6 +44,21 @@ def draw(cumulative: Tensor, size: int, seed: int, k: int) -> Tensor:
     strata = torch.randperm(size, generator=stream)
     u = (strata + torch.rand(size, generator=stream, dtype=torch.float64)) / size
     return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=len(cumulative) - 1)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """What the steps of a phase draw from and minimise, on the device."""
+
+    cumulative: Tensor  # float64 (n,), on the processor
+    targets: Tensor  # float32 (n, k), times the weights
+    offset: Tensor  # float32 (k,)
+    scale: float  # mean weight of a drawn row
+
+    @classmethod
+    def of(cls, part: TrainingPlan | Late, soft_targets: Tensor, order: Tensor, where: torch.device) -> _Phase:
+        targets = (soft_targets * part.weights[:, None])[order].to(where)
+        return cls(part.draw[order].cumsum(0), targets, part.offset.to(where), float((part.draw * part.weights).sum()))
 
 
 def fit(
@@ -56,36 +77,48 @@ def fit(
     where = training.device()
     n_classes = len(plan.offset)
     c, h, w = plan.images.shape[1:]
-    network = initial(config, (c, h, w), n_classes, seed).to(where)
-    optimisation = training.Optimisation(config.steps, config.lr, config.weight_decay)
-    learner = training.Learner(network.train(), optimisation)
+    network = initial(config, (c, h, w), n_classes, seed, plan.cosine).to(where)
+    late, switch = plan.late, plan.switch(config.steps)
+    head_only = late is not None and late.head_only and switch < config.steps
+
+    def learner(part: nn.Module, steps: int) -> training.Learner:
+        return training.Learner(part.train(), training.Optimisation(steps, config.lr, config.weight_decay))
+
+    learners = {"classifier": learner(network, switch if head_only else config.steps)}
+    if head_only:
+        # A network of its own: in a checkpoint no tensor may stand twice.
+        fresh = initial(config, (c, h, w), n_classes, derive(seed, "head"), plan.cosine).to(where).requires_grad_(False)
+        networks.head(fresh).requires_grad_(True)
+        learners["head"] = learner(fresh, config.steps - switch)
     # Rows class by class, so that stratified uniforms stratify the classes.
-    order = torch.argsort(plan.soft_targets.argmax(1), stable=True)
-    images, cumulative = plan.images[order].to(where), plan.draw[order].cumsum(0)
-    targets = (plan.soft_targets * plan.weights[:, None])[order].to(where)
-    offset, scale = plan.offset.to(where), float((plan.draw * plan.weights).sum())
+    soft_targets = plan.soft_targets
+    order = torch.argsort(soft_targets.argmax(1), stable=True)
+    images, margin = plan.images[order].to(where), plan.margin.to(where)
+    early, last = (_Phase.of(part, soft_targets, order, where) for part in (plan, late or plan))
 
     def update(k: int) -> float:
-        rows = draw(cumulative, config.batch_images, seed, k).to(where)
-        x, t = transforms.apply(plan.transform, images[rows], flips, rng(seed, "transform", k)), targets[rows]
-        if plan.mixup_alpha is not None:
-            share = numpy_rng(seed, "mixup", k).beta(plan.mixup_alpha, plan.mixup_alpha, len(x)).astype(np.float32)
-            lam = torch.from_numpy(share).to(where)
-            x = x.lerp(x.flip(0), 1 - lam[:, None, None, None])
-            t = t.lerp(t.flip(0), 1 - lam[:, None])
+        phase = last if k >= switch else early
+        name, since = ("head", switch) if head_only and k >= switch else ("classifier", 0)
+        if name == "head" and k == switch:
+            learners["head"].network.load_state_dict(networks.body_state(network), strict=False)
+        rows = draw(phase.cumulative, config.batch_images, seed, k).to(where)
+        x, t = transforms.apply(plan.transform, images[rows], flips, rng(seed, "transform", k)), phase.targets[rows]
+        if plan.mix != "none":
+            mixed = mixing.MIXES[plan.mix](x, t, plan.mix_alpha, numpy_rng(seed, plan.mix, k))
+            x, t = mixed.images, mixed.targets
         with training.autocast("fp32" if where.type == "cpu" else "bf16", where):
-            logits = network(x)
-        loss = learner.step(adjusted_cross_entropy(logits, t, offset, scale), k)
+            logits = learners[name].network(x)
+        loss = learners[name].step(adjusted_cross_entropy(logits, t, phase.offset, margin, phase.scale), k - since)
         if progress:
             progress(len(x))
         return loss
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         training.loop(
-            {"classifier": learner}, update, steps=config.steps, seed=seed, name="classifier",
+            learners, update, steps=config.steps, seed=seed, name="classifier",
             images_per_step=config.batch_images, folder=folder, quiet=progress is not None,
         )  # fmt: skip
-    return learner.finish()
+    return learners["head" if head_only else "classifier"].finish()
 
 
 @torch.inference_mode()
@@ -104,13 +137,15 @@ def balanced_accuracy(probabilities: np.ndarray, targets: np.ndarray) -> float:
 
 def save(network: nn.Module, path: Path, config: Classifier, shape: tuple[int, int, int], n_classes: int, **notes: Any) -> None:
     """Write the weights, what rebuilds the network, and `notes` into one safetensors file."""
-    card = {"classifier": config.model_dump(), "shape": list(shape), "n_classes": n_classes, **notes}
+    cosine = networks.cosine_scale(network)
+    card = {"classifier": config.model_dump(), "shape": list(shape), "n_classes": n_classes, "cosine": cosine, **notes}
     weights.save(path, network.state_dict(), card)
 
 
 def load(path: Path) -> nn.Module:
     """The network that `save` wrote, in eval mode on the device. Raises DataError where the file is missing or torn."""
     tensors, card = weights.load(path)
-    network = networks.build(Classifier.model_validate(card["classifier"]), tuple(card["shape"]), card["n_classes"])
+    config = Classifier.model_validate(card["classifier"])
+    network = networks.build(config, tuple(card["shape"]), card["n_classes"], card["cosine"])
     network.load_state_dict(tensors)
     return network.to(training.device()).eval()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digits_project
 import numpy as np
 import pytest
 from toy import alive, until
@@ -15,13 +16,12 @@ from toy import alive, until
 from pipeline import weights
 from pipeline.arms import Arm, Material, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
-from pipeline.config import Classifier
 from pipeline.errors import Diverged
 
 ROOT = Path(__file__).parents[2]
-CONFIG = Classifier(
-    network="small", width=8, steps=4, batch_images=8, lr=0.01, weight_decay=0.0, augment="affine", mixup_alpha=0.4, tau=1.0
-)
+CONFIG = digits_project.params(
+    classifier={"network": "small", "steps": 4, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0}
+).classifier
 
 
 def campaign(**settings: object) -> Campaign:
@@ -46,6 +46,19 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
         train_all(campaign(), runs(tmp_path / str(workers)), workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     assert set(contents(tmp_path / "1")) == {f"{arm}/{i}.safetensors" for arm in ("real", "mixup") for i in range(2)}
+
+
+def test_every_real_only_arm_is_trained_and_its_file_gives_the_network_that_was_scored(tmp_path: Path) -> None:
+    from torch import from_numpy
+
+    from pipeline.classifier import train
+
+    shared = campaign()
+    every = [Run(Arm(name, recipe), 0, tmp_path / name / "0.safetensors") for name, recipe in recipes(CONFIG).items()]
+    train_all(shared, every, 2)
+    for run in every:
+        predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
+        assert run.score == train.balanced_accuracy(predicted, shared.val_targets), run.arm.name
 
 
 def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
