@@ -27,6 +27,8 @@ and the classes are seen with the prior  pi_y = sum_{i: y_i = y} q_i w_i / sum_i
     synthetic_unfiltered      the same dose and weight, from all rows of the pool
     replay                    each row that `synthetic` adds is a train image of its class again, with the same weight
     synthetic_only            accepted rows alone: the classification accuracy score (Ravuri & Vinyals, 2019)
+    shuffled                  `synthetic` with the labels of its added rows permuted among them: must not be a gain
+    again                     the best real-only arm under other seeds: what no difference at all looks like
 
 Let n_y = sum_{i: y_i = y} w_i be the rows of class y by their weights, real ones (w = 1) and added ones together. Then
 
@@ -233,7 +235,7 @@ class Arm:
 
     name: str
     recipe: Recipe
-    adds: Literal["nothing", "accepted", "unfiltered", "replay"] = "nothing"
+    adds: Literal["nothing", "accepted", "unfiltered", "shuffled", "replay"] = "nothing"
     keeps_real: bool = True
     dose: float = 0.0
     weight: float = 1.0
@@ -247,7 +249,10 @@ class Arm:
         again = _replayed(material, added, seed) if self.adds == "replay" else None
         extra = material.pool_images[added] if again is None else material.images[again]
         images = np.concatenate([material.images[real], extra])
-        targets = np.concatenate([material.targets[real], material.pool_targets[added]])
+        labels = material.pool_targets[added]
+        if self.adds == "shuffled":
+            labels = numpy_rng(seed, "shuffle").permutation(labels)
+        targets = np.concatenate([material.targets[real], labels])
         weights = np.concatenate([np.ones(len(real)), np.full(len(added), self.weight)])
         if recipe.neighbours:
             points, base = _smote(images, targets, len(real), k, recipe.neighbours, seed)
@@ -396,3 +401,9 @@ def synthetic_arms(recipe: Recipe, *, dose: float, weight: float, fill_to: int) 
         "replay": replace(arm, name="replay", adds="replay"),
         "synthetic_only": Arm("synthetic_only", recipe, "accepted", keeps_real=False, dose=1.0, fill_to=fill_to),
     }
+
+
+def null_arms(recipe: Recipe, *, dose: float, weight: float, fill_to: int) -> Mapping[str, Arm]:
+    """Arms that cannot be a gain, by name. Where validation chose no dose, the labels of a full one are shuffled."""
+    shuffled = Arm("shuffled", recipe, "shuffled", dose=dose or 1.0, weight=weight or 1.0, fill_to=fill_to)
+    return {"shuffled": shuffled, "again": Arm("again", recipe)}

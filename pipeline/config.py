@@ -144,6 +144,7 @@ class Arms(Section):
     doses: Annotated[list[Share], Field(min_length=1)]
     weights: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
     ensemble: bool
+    null_controls: bool
 
 
 class Evaluate(Section):

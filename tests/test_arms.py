@@ -152,6 +152,22 @@ def test_replay_adds_train_images_in_the_same_classes_numbers_and_weights() -> N
     assert np.bincount(again, minlength=11).tolist() == [0] * 6 + [1, 1, 1] + [2, 2]
 
 
+def test_shuffled_labels_keep_the_images_and_the_numbers_of_each_class() -> None:
+    plans = {
+        name: arms.Arm(name, Recipe(), name, dose=1.0, fill_to=6).build(material(), seed=2) for name in ("accepted", "shuffled")
+    }  # type: ignore[arg-type]
+    kept, shuffled = plans["accepted"], plans["shuffled"]
+    assert torch.equal(kept.images, shuffled.images) and torch.equal(kept.targets[:11], shuffled.targets[:11])
+    assert torch.equal(kept.targets.bincount(), shuffled.targets.bincount())
+    assert not torch.equal(kept.targets, shuffled.targets)
+
+
+def test_the_control_without_a_dose_shuffles_a_full_one() -> None:
+    null = arms.null_arms(Recipe(), dose=0.0, weight=0.0, fill_to=6)
+    assert (null["shuffled"].dose, null["shuffled"].weight) == (1.0, 1.0)
+    assert null["again"].adds == "nothing" and arms.null_arms(Recipe(), dose=0.5, weight=0.3, fill_to=6)["shuffled"].dose == 0.5
+
+
 def test_replay_takes_the_sources_of_the_row_where_they_are_known() -> None:
     sources: list[object] = [["d-train-7", "d-train-0"]] * 8 + [["d-train-10"]] * 8
     plan = arm("replay").build(material(sources=sources), seed=2)

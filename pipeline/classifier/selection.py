@@ -3,7 +3,8 @@
 Real-only: every arm of params.arms.real with every seed; the arm of the highest mean balanced accuracy on validation rows is
 the best real-only recipe. With a pool: `synthetic` in every dose and weight with the first seeds, each compared with the
 recipe under the same seeds; the highest mean wins, and of equal ones the smaller dose, then the smaller weight. Dose 0 is the
-recipe's own runs. Then every arm of the pool is trained with all seeds; runs that the choice already trained are kept.
+recipe's own runs. Then every arm of the pool is trained with all seeds, and the null controls where they are wanted; runs that
+the choice already trained are kept.
 
 Validation rows are scored and nothing else: no weight, threshold or epoch comes from them.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import work
-from pipeline.arms import Arm, Material, recipes, synthetic_arms
+from pipeline.arms import Arm, Material, null_arms, recipes, synthetic_arms
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Params
 from pipeline.errors import DataError
@@ -101,6 +102,11 @@ def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> Non
             _copy([real / best / run.file.name for run in runs], folder / name)
         elif name == "synthetic":
             _copy([run.file for run in trials[dose, weight]], folder / name)
+    if params.arms.null_controls:
+        null = null_arms(recipe, dose=dose, weight=weight, fill_to=params.sample.fill_to)
+        final["again"] = [Run(null["again"], len(seeds) + i, folder / "again" / f"{i}.safetensors") for i in seeds]
+        if some:
+            final["shuffled"] = _runs(null["shuffled"], seeds, folder / "shuffled")
     train_all(shared, [run for runs in final.values() for run in runs])
     work.write_json(
         folder / "choice.json",

@@ -178,6 +178,8 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "test_counts": dict(zip(classes, test.counts(classes).tolist(), strict=True)),
         "strata": {name: [classes[c] for c in ids] for name, ids in members.items()},
         **per_class,
+        # Row 0 is the test rows as they are.
+        "per_seed": {name: {key: values[0].tolist() for key, values in arm.metrics.items()} for name, arm in arms.items()},
         "choice": _choice(choices),
         "seeds": seeds,
         "confidence": settings.confidence,

@@ -143,6 +143,8 @@ ARMS = {
     "crt": "random variation; the last layer trained anew on even classes",
     "smote": "classes filled with points between their train images",
     "replay": "control: source images again, in the same numbers",
+    "shuffled": "control: the added images with shuffled labels",
+    "again": "control: the best real-only arm with other seeds",
     "synthetic": "best real-only recipe plus accepted images",
     "synthetic_unfiltered": "the same, without the validation gate",
     "synthetic_only": "no real image at all (classification accuracy score)",

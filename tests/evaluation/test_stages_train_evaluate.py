@@ -81,6 +81,24 @@ def test_every_arm_has_every_seed_and_nothing_else_lies_there(done: Project) -> 
         assert set(contents(done.runs / name)) == expected
 
 
+def test_null_controls_are_the_best_arm_with_other_seeds_and_shuffled_labels(project: Project) -> None:
+    params = digits_project.params(arms={"null_controls": True}, evaluate={"bootstrap": 100})
+    best = project.real(params)["best_real_arm"]
+    chosen = project.family(params)
+    assert {"again", "shuffled"} <= set(chosen["validation"])
+    cards = [weights.load(project.runs / "naive/again" / f"{i}.safetensors")[1] for i in range(2)]
+    assert [card["number"] for card in cards] == [2, 3] and {card["dose"] for card in cards} == {0.0}
+    recipe = weights.load(project.runs / "real" / best / "0.safetensors")
+    assert {name: value.shape for name, value in recipe[0].items()} == {
+        name: value.shape for name, value in weights.load(project.runs / "naive/again/0.safetensors")[0].items()
+    }
+    metrics, gains, details = project.evaluate(params)
+    assert {"again", "shuffled"} <= {row["arm"] for row in gains}
+    for arm, row in metrics["arms"].items():
+        seeds = details["per_seed"][arm]["balanced_accuracy"]
+        assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(row["balanced_accuracy"]["estimate"], abs=1e-6)
+
+
 def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
     val = Manifest.read(done.prepared / "val.parquet")
     targets = val.targets(digits_project.CLASSES).numpy()
