@@ -1,4 +1,4 @@
-# make demo | test | lint | bakeoff | bakeoff-mnist | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint bakeoff bakeoff-mnist pins readme clean
+.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain pins readme clean
 
 install: $(STAMP)
 
@@ -54,6 +54,10 @@ bakeoff-mnist: install
 	cd $(MNIST) && $(CURDIR)/$(BIN)/tailforge bakeoff --name mnist --out $(CURDIR)/docs \
 		-S scarcity.kind=ids -S scarcity.ids=data/lists/mnist_lt_ir100.json \
 		-S sample.fill_to=200 -S sample.surplus=1.0 -S measure.rows=100
+
+# Every arm on real scarce data, five seeds: benchmarks/results and docs/benchmarks.md. DATASETS="digits wbc_bccd" for some.
+bench-gain: install
+	$(BIN)/python -m benchmarks.gain $(DATASETS)
 
 # The table in README.md from the metrics.json that is there.
 readme: install

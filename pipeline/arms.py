@@ -23,16 +23,16 @@ and the classes are seen with the prior  pi_y = sum_{i: y_i = y} q_i w_i / sum_i
     ldam_drw                  augment; margins and a cosine last layer; `class_balanced` in the last steps (Cao et al., 2019)
     crt                       augment; in the last steps the last layer alone, anew, q even over classes (Kang et al., 2020)
     smote                     augment; classes filled with points between their own rows (Chawla et al., 2002)
-    synthetic                 the best of the above, and accepted synthetic rows with weight w
-    synthetic_unfiltered      the same dose and weight, from all rows of the pool
-    replay                    each row that `synthetic` adds is a train image of its class again, with the same weight
+    synthetic                 the best of the above, and accepted synthetic rows
+    synthetic_unfiltered      the same dose, from all rows of the pool
+    replay                    each row that `synthetic` adds is a train image of its class again, labelled in the same way
     synthetic_only            accepted rows alone: the classification accuracy score (Ravuri & Vinyals, 2019)
     shuffled                  `synthetic` with the labels of its added rows permuted among them: must not be a gain
     again                     the best real-only arm under other seeds: what no difference at all looks like
 
-Let n_y = sum_{i: y_i = y} w_i be the rows of class y by their weights, real ones (w = 1) and added ones together. Then
+Let n_y be the rows of class y before any are added. Then
 
-    class_balanced    w_i is multiplied by (1 - beta) / (1 - beta^n_y), brought to mean one over the classes that have rows
+    class_balanced    w_i = (1 - beta) / (1 - beta^n_y), brought to mean one over the classes that have rows
     ldam_drw          s D_y is taken off the label's logit, D_y = C / n_y^(1/4), C so that the largest D_y is a setting;
                       logits are s cos(features, weights of the class)
     balanced softmax  (Ren et al., 2020)  -log n_y e^(f_y) / sum_j n_j e^(f_j)  is  l(f + log n, y), and a softmax does not see
@@ -40,21 +40,24 @@ Let n_y = sum_{i: y_i = y} w_i be the rows of class y by their weights, real one
 
 A plan may end with a late phase: the last steps with a q, w and o of their own, for the whole network or for its last layer.
 
-How added rows enter each recipe. Rows are drawn uniformly, real or not, and w weighs the loss. Logit adjustment needs the prior
-of what the loss sees, which is pi above and not that of the real rows: the minimiser is f_y = log p(x | y) + const for tau = 1
-whatever was added, and so adding rows alone cannot shift the prior of an adjusted arm. Where classes are drawn evenly,
-weights are brought to mean one within each class, or else a class full of light rows would weigh less than the recipe promises.
-SMOTE fills what added rows leave open, up to the rows of the largest class, and weighs classes evenly in the same way. Its
-points lie between real rows where the class has any, so that `synthetic` and `replay` hold the same points.
+Added rows. With dose d, a share d of the draws goes to added rows, evenly over the classes that have some (their prior pi'),
+and 1 - d to the others as without them. A network trained with o alone learns f_y = log p(x | y) rho_y with rho = pi^(1 - tau).
+The loss of added rows has an offset of its own for which the same f is best,
 
-Dose: let a_c rows of class c be usable, n_c of its real rows be in the plan, and m_c = min(a_c, max(0, fill_to - n_c)). Dose
-d adds round(d m_c) of them, the first of a permutation that the seed decides: a smaller dose is a subset of a larger one.
+    o'_y = log pi'_y - log rho_y
+
+so that adding rows shifts no prior, and what an arm gains is not what a logit offset gives too. A class that one of the two
+parts lacks is ruled out in that part (an offset of NEVER), and so not unlearned there.
+
+Labels. An added row has the class it was made for, or the opinion p(y | x) of a teacher, the mean of the runs of the best
+real-only arm (Hinton et al., 2015). Their softmax(f) is a posterior under rho, so that the target is softmax(log p + o'). The
+teacher has learned from transformed images and hands that on: with its opinions neither added rows nor others are transformed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,6 +71,8 @@ from pipeline.manifest import Manifest
 from pipeline.seeds import numpy_rng
 
 Mix = Literal["none", "mixup", "cutmix"]
+Labels = Literal["hard", "soft"]
+NEVER = -20.0  # an offset that rules a class out; minus infinity times a target of zero is not a number
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Late:
     weights: Tensor  # float32 (n,), > 0
     draw: Tensor  # float64 (n,), sums to one
     offset: Tensor  # float32 (k,)
+    added_offset: Tensor  # float32 (k,)
     head_only: bool
 
 
@@ -89,11 +95,14 @@ class TrainingPlan:
     """Rows, how often each is drawn, how much its loss weighs, and how images and loss are treated."""
 
     images: Tensor  # uint8 (n, c, h, w)
-    targets: Tensor  # int64 (n,), or float32 (n, k) whose rows sum to one
+    targets: Tensor  # int64 (n,)
+    opinions: Tensor  # float32 (n, k): a teacher's p(y | x), or zeros where the row's label is certain
     weights: Tensor  # float32 (n,), > 0
     draw: Tensor  # float64 (n,), sums to one
     transform: str  # none | affine | flip_affine | trivial
     offset: Tensor  # float32 (k,), added to the logits in the loss
+    added_offset: Tensor  # float32 (k,), the same for rows that were added
+    n_added: int  # so many rows, the last ones, were added
     margin: Tensor  # float32 (k,), >= 0, taken off the label's logit in the loss
     cosine: float | None = None  # scale of a last layer that sees angles alone; None is a linear one
     mix: Mix = "none"
@@ -104,12 +113,18 @@ class TrainingPlan:
         """The first of `steps` steps that belongs to the late phase; `steps` where there is none."""
         return steps if self.late is None else steps - round(self.late.share * steps)
 
-    @property
-    def soft_targets(self) -> Tensor:
-        """float32 (n, k)."""
-        if self.targets.is_floating_point():
-            return self.targets
-        return torch.nn.functional.one_hot(self.targets, len(self.offset)).float()
+    def offsets(self, part: TrainingPlan | Late) -> Tensor:
+        """float32 (n, k): each row's offset in this plan or in its late phase."""
+        n, k = len(self.targets), len(self.offset)
+        added = torch.arange(n) >= n - self.n_added
+        return torch.where(added[:, None], part.added_offset.expand(n, k), part.offset.expand(n, k))
+
+    def soft_targets(self, offsets: Tensor) -> Tensor:
+        """float32 (n, k) for offsets (n, k): softmax(log p + offset) of the teacher's opinion p, or one at the label."""
+        adjusted = self.opinions * offsets.softmax(1)
+        certain = torch.nn.functional.one_hot(self.targets, offsets.shape[1]).float()
+        judged = self.opinions.any(1, keepdim=True)
+        return torch.where(judged, adjusted / adjusted.sum(1, keepdim=True).clamp(min=1e-30), certain)
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,7 @@ class Material:
 
     Arrays, so that a worker process can be handed them. `sources` (j,) and `first` (m + 1,) hold, for pool row i, the train
     rows of its own class that it came from, sources[first[i] : first[i + 1]]; none where they are unknown or all of the class.
+    `opinions` and `pool_opinions` are what a teacher says of train and pool rows; arms with soft labels need them.
     """
 
     n_classes: int
@@ -179,6 +195,8 @@ class Material:
     accepted: np.ndarray  # bool (m,)
     sources: np.ndarray  # int64 (j,)
     first: np.ndarray  # int64 (m + 1,)
+    opinions: np.ndarray | None = None  # float (n, k), rows sum to one
+    pool_opinions: np.ndarray | None = None  # float (m, k)
 
     @classmethod
     def of(
@@ -231,60 +249,80 @@ def _sources(train: Manifest, pool: Manifest, targets: np.ndarray, pool_targets:
 
 @dataclass(frozen=True)
 class Arm:
-    """A recipe, and what is added to the real rows. `fill_to` counts real and added rows together."""
+    """A recipe, and what is added to the real rows. Without real rows (`keeps_real`) classes are drawn as often as added."""
 
     name: str
     recipe: Recipe
     adds: Literal["nothing", "accepted", "unfiltered", "shuffled", "replay"] = "nothing"
     keeps_real: bool = True
     dose: float = 0.0
-    weight: float = 1.0
-    fill_to: int = 0
+    labels: Labels = "hard"
 
     def build(self, material: Material, seed: int) -> TrainingPlan:
-        """The plan of this arm for one seed, which decides the rows of the dose and the points of SMOTE."""
-        recipe, k = self.recipe, material.n_classes
-        added = self._added(material, seed)
-        real = np.arange(len(material.targets)) if self.keeps_real else np.zeros(0, np.int64)
-        again = _replayed(material, added, seed) if self.adds == "replay" else None
-        extra = material.pool_images[added] if again is None else material.images[again]
-        images = np.concatenate([material.images[real], extra])
-        labels = material.pool_targets[added]
-        if self.adds == "shuffled":
-            labels = numpy_rng(seed, "shuffle").permutation(labels)
-        targets = np.concatenate([material.targets[real], labels])
-        weights = np.concatenate([np.ones(len(real)), np.full(len(added), self.weight)])
+        """The plan of this arm for one seed, which decides the points of SMOTE and what is replayed or shuffled."""
+        recipe, k, extra = self.recipe, material.n_classes, self._extra(material, seed)
+        base = _Rows.certain(material.images, material.targets, k) if self.keeps_real else extra
         if recipe.neighbours:
-            points, base = _smote(images, targets, len(real), k, recipe.neighbours, seed)
-            images, targets = np.concatenate([images, points]), np.concatenate([targets, targets[base]])
-            weights = _even(targets, np.concatenate([weights, weights[base]]), k)
+            points, ends = _smote(base.images, base.targets, k, recipe.neighbours, seed)
+            base = base.and_(_Rows.certain(points, base.targets[ends], k))
+        rows = base.and_(extra) if self.keeps_real else base
+
+        def weighting(balanced: bool, beta: float | None) -> _Weighting:
+            return _weighting(rows.targets, len(base.targets), k, self.dose, balanced, beta, recipe.tau)
+
         late = None
         if (end := recipe.late) is not None:
-            late = Late(end.share, *_weighting(targets, weights, k, end.balanced, end.beta, recipe.tau), end.head_only)
+            late = Late(end.share, *weighting(end.balanced, end.beta), end.head_only)
         return TrainingPlan(
-            images=torch.from_numpy(images),
-            targets=torch.from_numpy(targets),
-            transform=recipe.transform,
-            margin=_margin(targets, weights, k, recipe.margin * (recipe.cosine or 1.0)),
+            images=torch.from_numpy(rows.images),
+            targets=torch.from_numpy(rows.targets),
+            opinions=torch.from_numpy(rows.opinions),
+            n_added=len(rows.targets) - len(base.targets),
+            transform="none" if self.labels == "soft" and self.dose > 0 else recipe.transform,
+            margin=_margin(np.bincount(base.targets, minlength=k), recipe.margin * (recipe.cosine or 1.0)),
             cosine=recipe.cosine,
             mix=recipe.mix,
             mix_alpha=recipe.mix_alpha,
             late=late,
-            **_weighting(targets, weights, k, recipe.balanced, recipe.beta, recipe.tau)._asdict(),
+            **weighting(recipe.balanced, recipe.beta)._asdict(),
         )
 
-    def _added(self, material: Material, seed: int) -> np.ndarray:
-        """Rows of the pool that this arm adds, int64, class by class."""
-        if self.adds == "nothing":
-            return np.zeros(0, np.int64)
+    def _extra(self, material: Material, seed: int) -> _Rows:
+        """What this arm adds, class by class."""
         usable = np.ones_like(material.accepted) if self.adds == "unfiltered" else material.accepted
-        chosen = []
-        for c in range(material.n_classes):
-            rows = np.flatnonzero(usable & (material.pool_targets == c))
-            present = int((material.targets == c).sum()) if self.keeps_real else 0
-            full = min(len(rows), max(0, self.fill_to - present))
-            chosen.append(numpy_rng(seed, "dose", c).permutation(rows)[: round(self.dose * full)])
-        return np.concatenate(chosen)
+        none = self.adds == "nothing" or (self.keeps_real and self.dose == 0)
+        added = np.zeros(0, np.int64) if none else np.flatnonzero(usable)
+        added = added[np.argsort(material.pool_targets[added], kind="stable")]
+        targets, images, opinions = material.pool_targets[added], material.pool_images[added], material.pool_opinions
+        which = added
+        if self.adds == "replay":
+            which = _replayed(material, added, seed)
+            images, opinions = material.images[which], material.opinions
+        rows = _Rows.certain(images, targets, material.n_classes)
+        if self.labels == "soft" and len(added):
+            assert opinions is not None
+            rows = replace(rows, opinions=opinions[which].astype(np.float32))
+        if self.adds == "shuffled":
+            rows = replace(rows, targets=numpy_rng(seed, "shuffle").permutation(targets))
+        return rows
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a plan, as its fields of these names."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    opinions: np.ndarray
+
+    @classmethod
+    def certain(cls, images: np.ndarray, targets: np.ndarray, k: int) -> _Rows:
+        """Rows whose labels are certain."""
+        return cls(images, targets, np.zeros((len(targets), k), np.float32))
+
+    def and_(self, other: _Rows) -> _Rows:
+        """These rows, then the others."""
+        return _Rows(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
 def _replayed(material: Material, added: np.ndarray, seed: int) -> np.ndarray:
@@ -307,25 +345,41 @@ class _Weighting(NamedTuple):
     weights: Tensor
     draw: Tensor
     offset: Tensor
+    added_offset: Tensor
 
 
-def _weighting(targets: np.ndarray, weights: np.ndarray, k: int, balanced: bool, beta: float | None, tau: float) -> _Weighting:
-    draw = np.full(len(targets), 1.0 / max(1, len(targets)))
+def _weighting(
+    targets: np.ndarray, n_base: int, k: int, dose: float, balanced: bool, beta: float | None, tau: float
+) -> _Weighting:
+    """Of rows with `targets` (n,), of which the first `n_base` were there before any was added."""
+    base, added = targets[:n_base], targets[n_base:]
+    rows, weights = np.bincount(base, minlength=k), np.ones(len(targets))
     if beta is not None:
-        weights = weights * _effective(np.bincount(targets, weights, k), beta)[targets]
-    if balanced:
-        rows = np.bincount(targets, minlength=k)
-        draw = 1.0 / (rows[targets] * np.count_nonzero(rows))
-        weights = _even(targets, weights, k)
-    offset = _offset(targets, draw * weights, k, tau)
-    return _Weighting(torch.from_numpy(weights).float(), torch.from_numpy(draw), offset)
+        weights[:n_base] = _effective(rows, beta)[base]
+    mass = _even(rows) if balanced else rows / max(1, n_base)
+    draw = np.concatenate([_spread(base, mass), _spread(added, _even(np.bincount(added, minlength=k)))])
+    prior = np.bincount(base, draw[:n_base] * weights[:n_base], k)
+    if len(added):
+        draw *= np.where(np.arange(len(targets)) < n_base, 1 - dose, dose)
+    present = np.bincount(added, minlength=k)
+    # A class that has added rows alone is as frequent as one of one row.
+    rho = np.where(rows > 0, prior / max(prior.sum(), 1e-12), 1 / max(1, n_base)) ** (1 - tau)
+    offset = np.where((rows == 0) & (present > 0), NEVER, _log(prior, tau))
+    own = np.where((present == 0) & (rows > 0), NEVER, _log(present > 0, 1.0) - np.log(rho))
+    to = torch.from_numpy
+    return _Weighting(to(weights).float(), to(draw), to(offset).float(), to(own).float())
 
 
-def _even(targets: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
-    """`weights` (n,) brought to mean one within each class."""
-    rows = np.bincount(targets, minlength=k)
-    even: np.ndarray = weights * (rows / np.maximum(np.bincount(targets, weights, k), 1e-12))[targets]
-    return even
+def _even(rows: np.ndarray) -> np.ndarray:
+    """Equal shares (k,) for the classes that have `rows` (k,)."""
+    share: np.ndarray = (rows > 0).astype(float) / max(1, np.count_nonzero(rows))
+    return share
+
+
+def _spread(targets: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Each row's part of the mass (k,) of its class."""
+    part: np.ndarray = (mass / np.maximum(np.bincount(targets, minlength=len(mass)), 1))[targets]
+    return part
 
 
 def _effective(n: np.ndarray, beta: float) -> np.ndarray:
@@ -340,29 +394,25 @@ def _effective(n: np.ndarray, beta: float) -> np.ndarray:
     return factor
 
 
-def _margin(targets: np.ndarray, weights: np.ndarray, k: int, largest: float) -> Tensor:
+def _margin(n: np.ndarray, largest: float) -> Tensor:
     """C / n^(1/4) (k,), Cao et al. (2019), section 3.2; C so that the greatest is `largest`; zero for a class without rows."""
-    n = np.bincount(targets, weights, k)
-    some, margin = n > 0, np.zeros(k)
-    margin[some] = largest * (n[some].min(initial=np.inf) / n[some]) ** 0.25
+    some, margin = n > 0, np.zeros(len(n))
+    margin[some] = largest * (n[some].min(initial=n.max(initial=1)) / n[some]) ** 0.25
     return torch.from_numpy(margin).float()
 
 
-def _smote(
-    images: np.ndarray, targets: np.ndarray, n_real: int, k: int, neighbours: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _smote(images: np.ndarray, targets: np.ndarray, k: int, neighbours: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(points, base): what fills each class of `targets` (n,) up to the largest one, and the row (m,) that each point is of.
 
     x = a + u (b - a), u uniform on [0, 1], for a row a and one of its `neighbours` nearest of the same class (Chawla et al.,
-    2002, section 4.2), Euclidean in pixels; fewer where the class has fewer, and a class of one row is repeated. The first
-    `n_real` rows are the real ones; added rows are used where a class has no other. Each row is used as often as the others.
+    2002, section 4.2), Euclidean in pixels; fewer where the class has fewer, and a class of one row is repeated. Each row is
+    used as often as the others.
     """
     rows = np.bincount(targets, minlength=k)
     points, bases = [images[:0]], [np.zeros(0, np.int64)]
     for c in np.flatnonzero((rows > 0) & (rows < rows.max(initial=0))):
         r = numpy_rng(seed, "smote", int(c))
         own = np.flatnonzero(targets == c)
-        own = own[own < n_real] if own[0] < n_real else own
         a = r.permutation(len(own))[np.arange(rows.max() - rows[c]) % len(own)]
         b = _neighbours(images[own], neighbours, a, r)
         x, y = (images[own[i]].astype(np.float32) for i in (a, b))
@@ -386,24 +436,23 @@ def _neighbours(images: np.ndarray, k: int, rows: np.ndarray, r: np.random.Gener
     return chosen
 
 
-def _offset(targets: np.ndarray, mass: np.ndarray, n_classes: int, tau: float) -> Tensor:
-    """tau log pi (k,); zero for a class without rows, which is thereby learned never to be predicted."""
-    prior = np.bincount(targets, mass, n_classes) / max(mass.sum(), 1e-12)
-    return torch.from_numpy(tau * np.log(np.where(prior > 0, prior, 1.0))).float()
+def _log(mass: np.ndarray, tau: float) -> np.ndarray:
+    """tau log (mass / its sum) (k,); zero for a class without any, which is thereby learned never to be predicted."""
+    prior = mass / max(mass.sum(), 1e-12)
+    return np.asarray(tau * np.log(np.where(prior > 0, prior, 1.0)))
 
 
-def synthetic_arms(recipe: Recipe, *, dose: float, weight: float, fill_to: int) -> Mapping[str, Arm]:
-    """The arms of one generator, by name, for the dose and weight that validation chose."""
-    arm = Arm("synthetic", recipe, "accepted", dose=dose, weight=weight, fill_to=fill_to)
+def synthetic_arms(recipe: Recipe, *, dose: float, labels: Labels) -> Mapping[str, Arm]:
+    """The arms of one generator, by name, for the dose and the labels that validation chose."""
+    arm = Arm("synthetic", recipe, "accepted", dose=dose, labels=labels)
     return {
         "synthetic": arm,
         "synthetic_unfiltered": replace(arm, name="synthetic_unfiltered", adds="unfiltered"),
         "replay": replace(arm, name="replay", adds="replay"),
-        "synthetic_only": Arm("synthetic_only", recipe, "accepted", keeps_real=False, dose=1.0, fill_to=fill_to),
+        "synthetic_only": Arm("synthetic_only", recipe, "accepted", keeps_real=False),
     }
 
 
-def null_arms(recipe: Recipe, *, dose: float, weight: float, fill_to: int) -> Mapping[str, Arm]:
-    """Arms that cannot be a gain, by name. Where validation chose no dose, the labels of a full one are shuffled."""
-    shuffled = Arm("shuffled", recipe, "shuffled", dose=dose or 1.0, weight=weight or 1.0, fill_to=fill_to)
-    return {"shuffled": shuffled, "again": Arm("again", recipe)}
+def null_arms(recipe: Recipe, *, dose: float) -> Mapping[str, Arm]:
+    """Arms that cannot be a gain, by name. Where validation chose no dose, half of the draws have shuffled labels."""
+    return {"shuffled": Arm("shuffled", recipe, "shuffled", dose=dose or 0.5), "again": Arm("again", recipe)}

@@ -142,7 +142,7 @@ class Arms(Section):
     selection_seeds: Annotated[int, Field(ge=1)]
     real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1)]  # type: ignore[valid-type]
     doses: Annotated[list[Share], Field(min_length=1)]
-    weights: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
+    labels: Annotated[list[Literal["hard", "soft"]], Field(min_length=1)]
     ensemble: bool
     null_controls: bool
 

@@ -41,8 +41,7 @@ def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[st
     if len(pool) == 0:
         return None
     train, val, classes = data.train(), data.val(), data.classes
-    recipe, fill_to = recipes(params.classifier)[RECIPE], params.sample.fill_to
-    arm = Arm("cas", recipe, "unfiltered", keeps_real=False, dose=1.0, fill_to=fill_to)
+    arm = Arm("cas", recipes(params.classifier)[RECIPE], "unfiltered", keeps_real=False)
     seeds, images, targets = params.measure.seeds, val.images(), val.targets(classes).numpy()
     campaign = Campaign(
         Material.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),

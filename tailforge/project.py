@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def init(path: Path, data: Path) -> dict[str, Any]:
 
     Nothing is at `path` unless all of it is: the project is laid beside it and moved. Raises InputError.
     """
-    from tailforge import settings, survey
+    from tailforge import survey
 
     path, data = path.absolute(), data.absolute()
     if not data.is_dir():
@@ -71,12 +72,19 @@ def init(path: Path, data: Path) -> dict[str, Any]:
         raise InputError(f"{path} lies inside the data {data}", expected="a folder outside", remedy="choose another PATH")
     if shutil.which("git") is None:
         raise InputError("git is not installed", expected="git on PATH", remedy="install git")
-    params = template("params.yaml")
-    split = yaml.safe_load(params)["split"]
+    split = yaml.safe_load(template("params.yaml"))["split"]
     values, groups = survey.survey(data, train_share=1.0 - split["test"] - split["val"])
     if groups is not None and groups.parent != data:  # a copy where DVC sees it
         values["data.groups"] = f"data/lists/{groups.name}"
-    params = settings.apply(params, values)
+    else:
+        groups = None
+    lay(path, values, str(data), groups)
+    return values
+
+
+def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = None) -> None:
+    """Lay a project for the images called `data` at the new folder `path`; `copied` is a file for data/lists."""
+    from tailforge import settings
 
     building = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -84,11 +92,11 @@ def init(path: Path, data: Path) -> dict[str, Any]:
             building.mkdir(parents=True)
             for folder in FOLDERS:
                 work.write(building / folder / ".gitkeep", "")
-            if groups is not None and groups.parent != data:
-                shutil.copyfile(groups, building / values["data.groups"])
+            if copied is not None:
+                shutil.copyfile(copied, building / "data/lists" / copied.name)
             for name in (".gitignore", ".dvcignore", "data/.gitignore"):
                 work.write(building / name, template(name))
-            work.write(building / "params.yaml", params)
+            work.write(building / "params.yaml", settings.apply(template("params.yaml"), values))
             work.write(building / "dvc.yaml", re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml")))
             work.write(building / "README.md", _readme(path.name, data))
         _run(building, "git", "init", "--quiet")
@@ -100,7 +108,6 @@ def init(path: Path, data: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     opened(path)
-    return values
 
 
 def _identity(folder: Path) -> list[str]:
@@ -119,7 +126,7 @@ def _run(folder: Path, *command: str) -> None:
         raise InputError(f"`{' '.join(command[-4:])}` failed: {done.stderr or done.stdout}", remedy="see `tailforge doctor`")
 
 
-def _readme(name: str, data: Path) -> str:
+def _readme(name: str, data: str) -> str:
     return f"""# {name}
 
 Do synthetic images help a classifier on the rare classes of `{data}`, by how much, and how sure is that?

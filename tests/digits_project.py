@@ -23,7 +23,7 @@ def params(**sections: dict[str, object]) -> config.Params:
     values = config.read(ROOT / "params.yaml").model_dump(by_alias=True)
     values["generators"] = ["naive"]
     values["classifier"] |= SHORT
-    values["arms"] |= {"doses": [0.0, 1.0], "weights": [1.0], "seeds": 2, "selection_seeds": 1, "real": ["real", "augment"]}
+    values["arms"] |= {"doses": [0.0, 0.5], "labels": ["soft"], "seeds": 2, "selection_seeds": 1, "real": ["real", "augment"]}
     for name, changed in sections.items():
         values[name] = values[name] | changed if isinstance(values[name], dict) else changed
     return config.Params.model_validate(values)

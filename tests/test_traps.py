@@ -177,7 +177,7 @@ def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
     settings = digits_project.params().classifier
     known = recipes(settings)
     arms = [Arm(name, recipe) for name, recipe in known.items()]
-    arms += synthetic_arms(known["real"], dose=1.0, weight=0.3, fill_to=20).values()
+    arms += synthetic_arms(known["real"], dose=0.5, labels="hard").values()
     seen = {}
     for arm in arms:
         steps: list[int] = []
@@ -207,10 +207,22 @@ def test_4_a_reference_that_beats_the_baseline_warns() -> None:
 
 def test_5_the_controls_are_shipped_and_replay_cannot_be_left_out() -> None:
     assert {"real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup"} <= set(SHIPPED.arms.real)
-    arms = synthetic_arms(recipes(SHIPPED.classifier)["real"], dose=0.5, weight=0.3, fill_to=20)
+    arms = synthetic_arms(recipes(SHIPPED.classifier)["real"], dose=0.5, labels="hard")
     assert {"replay", "synthetic_unfiltered", "synthetic_only"} < set(arms)
     plans = {name: arm.build(material(), 0) for name, arm in arms.items()}
-    for field in ("targets", "weights", "draw", "offset", "transform", "margin", "cosine", "mix", "mix_alpha", "late"):
+    for field in (
+        "targets",
+        "opinions",
+        "weights",
+        "draw",
+        "offset",
+        "transform",
+        "margin",
+        "cosine",
+        "mix",
+        "mix_alpha",
+        "late",
+    ):
         ours, control = (getattr(plans[name], field) for name in ("synthetic", "replay"))
         assert (ours == control).all() if hasattr(ours, "all") else ours == control
     assert not (plans["synthetic"].images == plans["replay"].images).all()
@@ -236,13 +248,16 @@ def test_6_a_shifted_prior_shows_in_recall_and_not_in_auroc_or_average_precision
     assert set(score.PER_CLASS) == {"recall", "auroc", "average_precision"}
 
 
-def test_6_under_logit_adjustment_added_rows_do_not_shift_the_prior() -> None:
-    recipe = replace(recipes(SHIPPED.classifier)["logit_adjustment"], tau=1.0)
-    plan = synthetic_arms(recipe, dose=1.0, weight=0.3, fill_to=20)["synthetic"].build(material(), 0)
-    mass = np.bincount(plan.targets, plan.draw * plan.weights)
-    np.testing.assert_allclose(plan.offset, np.log(mass / mass.sum()), rtol=1e-5)
-    real = np.log(np.array([20, 7, 3]) / 30)
-    assert not np.allclose(plan.offset, real, atol=0.1)
+def test_6_added_rows_do_not_shift_the_prior() -> None:
+    for name in ("real", "logit_adjustment"):
+        recipe = recipes(SHIPPED.classifier)[name]
+        plan, without = (arm.build(material(), 0) for arm in (
+            synthetic_arms(recipe, dose=0.6, labels="hard")["synthetic"], Arm(name, recipe)
+        ))  # fmt: skip
+        assert (plan.offset == without.offset).all()
+        rho = np.array([20, 7, 3]) / 30 if name == "real" else np.ones(3)  # what the network itself learns as its prior
+        gaps = plan.added_offset.numpy() + np.log(rho)
+        np.testing.assert_allclose(gaps, gaps[0], rtol=1e-5)
 
 
 # 7. Images of one object on both sides; intervals that take them for independent.

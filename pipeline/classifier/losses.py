@@ -16,7 +16,7 @@ from torch import Tensor
 def adjusted_cross_entropy(logits: Tensor, targets: Tensor, offset: Tensor, margin: Tensor, scale: float) -> Tensor:
     """Mean of l over the batch divided by `scale`, the mean weight of a drawn row.
 
-    logits (n, k); targets (n, k), >= 0 and none of its rows zero; offset (k,); margin (k,), >= 0.
+    logits (n, k); targets (n, k), >= 0 and none of its rows zero; offset (n, k); margin (k,), >= 0.
     """
     shares = targets / targets.sum(1, keepdim=True)
     return F.cross_entropy(logits.float() + offset - margin * shares, targets) / scale

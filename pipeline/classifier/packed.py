@@ -77,7 +77,7 @@ class Campaign:
         _, *shape = self.material.images.shape
         train.save(
             network, run.file, self.config, (shape[0], shape[1], shape[2]), self.material.n_classes,
-            arm=run.arm.name, dose=run.arm.dose, weight=run.arm.weight, number=run.number, validation=score,
+            arm=run.arm.name, dose=run.arm.dose, labels=run.arm.labels, number=run.number, validation=score,
         )  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
 

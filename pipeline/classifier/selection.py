@@ -1,9 +1,10 @@
 """Which runs are trained, and what validation chooses among them.
 
 Real-only: every arm of params.arms.real with every seed; the arm of the highest mean balanced accuracy on validation rows is
-the best real-only recipe. With a pool: `synthetic` in every dose and weight with the first seeds, each compared with the
-recipe under the same seeds; the highest mean wins, and of equal ones the smaller dose, then the smaller weight. Dose 0 is the
-recipe's own runs. Then every arm of the pool is trained with all seeds, and the null controls where they are wanted; runs that
+the best real-only recipe, and its runs are the teacher of soft labels. With a pool: `synthetic` in every dose and kind of
+labels with the first seeds, each compared with the recipe under the same seeds; the highest mean wins, and of equal ones the
+smaller dose, then the first kind of labels in params.arms. Dose 0 is the recipe's own runs. Then every arm of the pool is
+trained with all seeds, and the null controls where they are wanted; runs that
 the choice already trained are kept.
 
 Validation rows are scored and nothing else: no weight, threshold or epoch comes from them.
@@ -12,14 +13,17 @@ Validation rows are scored and nothing else: no weight, threshold or epoch comes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from pipeline import work
-from pipeline.arms import Arm, Material, null_arms, recipes, synthetic_arms
+from pipeline import training, work
+from pipeline.arms import Arm, Labels, Material, null_arms, recipes, synthetic_arms
+from pipeline.classifier import train as classifier
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Params
 from pipeline.errors import DataError
@@ -69,41 +73,42 @@ def real_only(params: Params, shared: Campaign, folder: Path) -> None:
 
 
 def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> None:
-    """Choose dose and weight, train the arms of a pool into `folder` and write choice.json."""
+    """Choose dose and labels, train the arms of a pool into `folder` and write choice.json."""
     choice = read_choice(real)
     best = str(choice["best_real_arm"])
     recipe, seeds = recipes(params.classifier)[best], range(params.arms.seeds)
     chosen_by = seeds[: params.arms.selection_seeds]
     some = bool(shared.material.accepted.any())
+    if "soft" in params.arms.labels:
+        shared = replace(shared, material=_judged(shared.material, [real / best / f"{i}.safetensors" for i in seeds]))
 
-    pairs = [(d, w) for d in sorted(set(params.arms.doses)) if d > 0 for w in sorted(set(params.arms.weights)) if some]
+    pairs: list[tuple[float, Labels]] = [
+        (d, labels) for d in sorted(set(params.arms.doses)) if d > 0 for labels in dict.fromkeys(params.arms.labels) if some
+    ]
     if 0.0 in params.arms.doses or not pairs:
-        pairs = [(0.0, 0.0), *pairs]
-
-    def arms(dose: float, weight: float) -> Mapping[str, Arm]:
-        return synthetic_arms(recipe, dose=dose, weight=weight, fill_to=params.sample.fill_to)
-
+        pairs = [(0.0, "hard"), *pairs]
     trials = {
-        (dose, weight): _runs(arms(dose, weight)["synthetic"], chosen_by, folder / ".choice" / f"{dose}-{weight}")
+        (dose, labels): _runs(
+            synthetic_arms(recipe, dose=dose, labels=labels)["synthetic"], chosen_by, folder / ".choice" / f"{dose}-{labels}"
+        )
         if dose
         else [Run(Arm(best, recipe), i, real / best / f"{i}.safetensors") for i in chosen_by]
-        for dose, weight in pairs
+        for dose, labels in pairs
     }
     train_all(shared, [run for runs in trials.values() for run in runs])
-    grid = [{"dose": dose, "weight": weight, "score": _scores(runs)["mean"]} for (dose, weight), runs in trials.items()]
-    # The grid stands in order of dose and weight, and max keeps the first of equals.
-    dose, weight = max(trials, key=lambda pair: _scores(trials[pair])["mean"])
+    grid = [{"dose": dose, "labels": labels, "score": _scores(runs)["mean"]} for (dose, labels), runs in trials.items()]
+    # The grid stands in order of dose and labels, and max keeps the first of equals.
+    dose, labels = max(trials, key=lambda pair: _scores(trials[pair])["mean"])
 
-    final = {
-        name: _runs(arm, seeds, folder / name) for name, arm in arms(dose, weight).items() if some or name != "synthetic_only"
-    }
+    arms = synthetic_arms(recipe, dose=dose, labels=labels)
+    final = {name: _runs(arm, seeds, folder / name) for name, arm in arms.items() if some or name != "synthetic_only"}
     for name, runs in final.items():
         if dose == 0 and name != "synthetic_only":
             _copy([real / best / run.file.name for run in runs], folder / name)
         elif name == "synthetic":
-            _copy([run.file for run in trials[dose, weight]], folder / name)
+            _copy([run.file for run in trials[dose, labels]], folder / name)
     if params.arms.null_controls:
-        null = null_arms(recipe, dose=dose, weight=weight, fill_to=params.sample.fill_to)
+        null = null_arms(recipe, dose=dose)
         final["again"] = [Run(null["again"], len(seeds) + i, folder / "again" / f"{i}.safetensors") for i in seeds]
         if some:
             final["shuffled"] = _runs(null["shuffled"], seeds, folder / "shuffled")
@@ -113,12 +118,23 @@ def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> Non
         {
             "best_real_arm": best,
             "dose": dose,
-            "weight": weight,
+            "labels": labels,
             "grid": grid,
             "validation": {name: _scores(runs) for name, runs in final.items()},
             "missing": _missing(shared.material, params.sample.fill_to),
         },
     )
+
+
+def _judged(material: Material, teacher: list[Path]) -> Material:
+    """`material` with the opinions of `teacher`, the mean of the networks in these files, on its train and pool rows."""
+    networks = [classifier.load(file) for file in teacher]
+
+    def opinions(images: np.ndarray) -> np.ndarray:
+        return np.asarray(np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0))
+
+    with training.threads(1):  # the same bits for any number of cores
+        return replace(material, opinions=opinions(material.images), pool_opinions=opinions(material.pool_images))
 
 
 def read_choice(folder: Path) -> dict[str, Any]:

@@ -52,13 +52,15 @@ class _Phase:
 
     cumulative: Tensor  # float64 (n,), on the processor
     targets: Tensor  # float32 (n, k), times the weights
-    offset: Tensor  # float32 (k,)
+    offsets: Tensor  # float32 (n, k)
     scale: float  # mean weight of a drawn row
 
     @classmethod
-    def of(cls, part: TrainingPlan | Late, soft_targets: Tensor, order: Tensor, where: torch.device) -> _Phase:
-        targets = (soft_targets * part.weights[:, None])[order].to(where)
-        return cls(part.draw[order].cumsum(0), targets, part.offset.to(where), float((part.draw * part.weights).sum()))
+    def of(cls, plan: TrainingPlan, part: TrainingPlan | Late, order: Tensor, where: torch.device) -> _Phase:
+        offsets = plan.offsets(part)
+        targets = (plan.soft_targets(offsets) * part.weights[:, None])[order].to(where)
+        scale = float((part.draw * part.weights).sum())
+        return cls(part.draw[order].cumsum(0), targets, offsets[order].to(where), scale)
 
 
 def fit(
@@ -91,10 +93,9 @@ def fit(
         networks.head(fresh).requires_grad_(True)
         learners["head"] = learner(fresh, config.steps - switch)
     # Rows class by class, so that stratified uniforms stratify the classes.
-    soft_targets = plan.soft_targets
-    order = torch.argsort(soft_targets.argmax(1), stable=True)
+    order = torch.argsort(plan.targets, stable=True)
     images, margin = plan.images[order].to(where), plan.margin.to(where)
-    early, last = (_Phase.of(part, soft_targets, order, where) for part in (plan, late or plan))
+    early, last = (_Phase.of(plan, part, order, where) for part in (plan, late or plan))
 
     def update(k: int) -> float:
         phase = last if k >= switch else early
@@ -103,12 +104,14 @@ def fit(
             learners["head"].network.load_state_dict(networks.body_state(network), strict=False)
         rows = draw(phase.cumulative, config.batch_images, seed, k).to(where)
         x, t = transforms.apply(plan.transform, images[rows], flips, rng(seed, "transform", k)), phase.targets[rows]
+        offsets = phase.offsets[rows]
         if plan.mix != "none":
             mixed = mixing.MIXES[plan.mix](x, t, plan.mix_alpha, numpy_rng(seed, plan.mix, k))
             x, t = mixed.images, mixed.targets
+            offsets = (offsets + offsets.flip(0)) / 2  # pairs may be of a real and an added row
         with training.autocast("fp32" if where.type == "cpu" else "bf16", where):
             logits = learners[name].network(x)
-        loss = learners[name].step(adjusted_cross_entropy(logits, t, phase.offset, margin, phase.scale), k - since)
+        loss = learners[name].step(adjusted_cross_entropy(logits, t, offsets, margin, phase.scale), k - since)
         if progress:
             progress(len(x))
         return loss

@@ -196,7 +196,7 @@ def _choice(choices: Choices) -> dict[str, Any]:
         "best_real_arm": choices.rivals[choices.primary],
         "recipe": family["best_real_arm"],
         "validation": {arm: row["mean"] for arm, row in validation.items()},
-        **{name: family[name] for name in ("dose", "weight", "grid")},
+        **{name: family[name] for name in ("dose", "labels", "grid")},
     }
 
 

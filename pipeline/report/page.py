@@ -196,7 +196,7 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
             accepted=accepted,
             made=made,
             dose=choice.get("dose"),
-            weight=choice.get("weight"),
+            labels=choice.get("labels"),
         ),
     }
 

@@ -208,14 +208,14 @@ def verdict(word: str, gain: Interval) -> tuple[str, str]:
 
 
 def advice(
-    word: str, *, best: str, recipe: str, family: str | None, accepted: int, made: int, dose: float | None, weight: float | None
+    word: str, *, best: str, recipe: str, family: str | None, accepted: int, made: int, dose: float | None, labels: str | None
 ) -> list[str]:
     """What to do next; text between backticks is code. `best` is the rival, `recipe` what the synthetic images are added to."""
     if word == "gain":
         exported = "FAMILY" if family == ENSEMBLE else family  # of the ensemble each family has its own
         how = (
-            f" at dose {dose:g} and weight {weight:g}, both chosen on validation"
-            if dose is not None and weight is not None
+            f" at dose {dose:g} with {labels} labels, both chosen on validation"
+            if dose is not None and labels is not None
             else ""
         )
         return [

@@ -60,12 +60,29 @@ def test_on_images_that_say_nothing_the_prior_is_learned_less_the_adjustment(rec
     np.testing.assert_allclose(fitted(Arm("x", recipe).build(blank(), 0)), expected, atol=0.03)
 
 
-@pytest.mark.parametrize(("tau", "expected"), [(0.0, np.array([24, 6 + 4.5, 2 + 5.5]) / 42), (1.0, np.full(3, 1 / 3))])
-def test_light_synthetic_rows_shift_the_prior_by_their_weight_and_not_at_all_under_adjustment(
-    tau: float, expected: np.ndarray
-) -> None:
-    arm = Arm("x", Recipe(tau=tau), "accepted", dose=1.0, weight=0.25, fill_to=24)
+@pytest.mark.parametrize(("tau", "expected"), [(0.0, COUNTS / 32), (1.0, np.full(3, 1 / 3))])
+def test_added_rows_shift_no_prior(tau: float, expected: np.ndarray) -> None:
+    arm = Arm("x", Recipe(tau=tau), "accepted", dose=0.6)
     np.testing.assert_allclose(fitted(arm.build(blank((0, 18, 22)), 0)), expected, atol=0.03)
+
+
+def test_a_teachers_opinion_is_learned_whatever_the_adjustment() -> None:
+    opinion = np.array([0.2, 0.3, 0.5])
+    for tau in (0.0, 1.0):
+        stuff = blank((10, 10, 10))
+        stuff = replace(stuff, opinions=np.tile(opinion, (32, 1)), pool_opinions=np.tile(opinion, (30, 1)))
+        arm = Arm("x", Recipe(tau=tau), "accepted", dose=1.0, labels="soft")
+        np.testing.assert_allclose(fitted(arm.build(stuff, 0)), opinion, atol=0.03)
+
+
+def test_each_row_has_the_offset_of_its_part() -> None:
+    """Rows are sorted by class for the draw: black real rows and white added ones must each keep their own prior's offset."""
+    stuff = blank((10, 10, 10))
+    stuff = replace(stuff, images=np.zeros_like(stuff.images), pool_images=np.full_like(stuff.pool_images, 255))
+    plan = Arm("x", Recipe(tau=0.0), "accepted", dose=0.5).build(stuff, 0)
+    network = train.fit(plan, CONFIG, seed=0, progress=quiet)
+    both = train.predict(network, torch.stack([plan.images[0], plan.images[-1]]))
+    np.testing.assert_allclose(both, np.tile(COUNTS / 32, (2, 1)), atol=0.04)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(mix="mixup", mix_alpha=0.4), Recipe(mix="cutmix", mix_alpha=1.0)])
@@ -79,8 +96,9 @@ def test_targets_are_mixed_as_images_are(mix: str, monkeypatch: pytest.MonkeyPat
     black_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 8, 8).contiguous()
     none, half = torch.zeros(2), torch.full((2,), 0.5).double()
     plan = TrainingPlan(
-        black_white, torch.tensor([0, 1]), torch.tensor([1.0, 0.5]), half, "none", none, none, mix=mix, mix_alpha=1.0
-    )
+        black_white, torch.tensor([0, 1]), torch.zeros(2, 2), torch.tensor([1.0, 0.5]), half, "none", none, none, 0, none,
+        mix=mix, mix_alpha=1.0,
+    )  # fmt: skip
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
     network.register_forward_pre_hook(lambda _, x: seen.append((x[0].mean((1, 2, 3)), torch.empty(0))))

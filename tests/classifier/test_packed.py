@@ -145,8 +145,8 @@ def test_no_worker_outlives_its_parent(number: signal.Signals, tmp_path: Path) -
 
 
 def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
-    run = Run(Arm("synthetic", recipes(CONFIG)["real"], dose=0.5, weight=0.3), 3, tmp_path / "a" / "3.safetensors")
+    run = Run(Arm("synthetic", recipes(CONFIG)["real"], dose=0.5, labels="soft"), 3, tmp_path / "a" / "3.safetensors")
     train_all(campaign(), [run], 1)
     card = weights.load(run.file)[1]
-    assert (card["arm"], card["dose"], card["weight"], card["number"]) == ("synthetic", 0.5, 0.3, 3)
+    assert (card["arm"], card["dose"], card["labels"], card["number"]) == ("synthetic", 0.5, "soft", 3)
     assert card["classifier"] == CONFIG.model_dump()

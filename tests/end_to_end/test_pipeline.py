@@ -42,8 +42,8 @@ TINY: dict[str, object] = {
     "arms.seeds": 2,
     "arms.selection_seeds": 1,
     "arms.real": "[real, logit_adjustment]",
-    "arms.doses": "[0.0, 1.0]",
-    "arms.weights": "[1.0]",
+    "arms.doses": "[0.0, 0.5]",
+    "arms.labels": "[soft]",
     "evaluate.bootstrap": 100,
 }
 

@@ -14,6 +14,7 @@ import digits_project
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline import config, weights
 from pipeline.classifier import train as classifier
@@ -99,6 +100,21 @@ def test_null_controls_are_the_best_arm_with_other_seeds_and_shuffled_labels(pro
         assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(row["balanced_accuracy"]["estimate"], abs=1e-6)
 
 
+def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = project.real(PARAMS)["best_real_arm"]
+    seen: list[Campaign] = []
+    monkeypatch.setattr("pipeline.classifier.selection.train_all", lambda shared, runs: seen.append(shared))
+    with pytest.raises(DataError):  # nothing was trained
+        project.family(PARAMS)
+    material = seen[0].material
+    networks = [classifier.load(project.runs / "real" / best / f"{i}.safetensors") for i in range(2)]
+    for images, opinions in (
+        (material.images, material.opinions), (material.pool_images, material.pool_opinions),
+    ):  # fmt: skip
+        expected = np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0)
+        np.testing.assert_allclose(opinions, expected, rtol=1e-6)
+
+
 def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
     val = Manifest.read(done.prepared / "val.parquet")
     targets = val.targets(digits_project.CLASSES).numpy()
@@ -112,18 +128,18 @@ def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
     assert best["validation"][best["best_real_arm"]]["mean"] == max(row["mean"] for row in best["validation"].values())
 
 
-def test_dose_and_weight_are_the_best_of_the_grid_and_ties_go_to_the_smaller_dose(done: Project) -> None:
+def test_dose_and_labels_are_the_best_of_the_grid_and_ties_go_to_the_smaller_dose(done: Project) -> None:
     chosen = choice(done, "naive")
-    assert [(g["dose"], g["weight"]) for g in chosen["grid"]] == [(0.0, 0.0), (1.0, 1.0)]
+    assert [(g["dose"], g["labels"]) for g in chosen["grid"]] == [(0.0, "hard"), (0.5, "soft")]
     best = max(chosen["grid"], key=lambda g: (g["score"], -g["dose"]))
-    assert (chosen["dose"], chosen["weight"]) == (best["dose"], best["weight"])
+    assert (chosen["dose"], chosen["labels"]) == (best["dose"], best["labels"])
 
 
 def test_runs_that_the_choice_trained_are_those_of_the_arm(project: Project) -> None:
-    params = digits_project.params(arms={"doses": [0.5], "weights": [0.3]})
+    params = digits_project.params(arms={"doses": [0.6], "labels": ["hard"]})
     project.real(params)
     chosen = project.family(params)
-    assert (chosen["dose"], chosen["weight"]) == (0.5, 0.3)
+    assert (chosen["dose"], chosen["labels"]) == (0.6, "hard")
     assert chosen["grid"][0]["score"] == chosen["validation"]["synthetic"]["scores"][0]
 
 
@@ -133,7 +149,7 @@ def test_when_nothing_helps_dose_zero_is_the_real_recipe(project: Project, monke
     # Every trial of the grid is as good as every other: a tie.
     monkeypatch.setattr("pipeline.classifier.selection._scores", lambda runs: {"scores": [0.5] * len(runs), "mean": 0.5})
     chosen = project.family(params)
-    assert (chosen["dose"], chosen["weight"]) == (0.0, 0.0)
+    assert (chosen["dose"], chosen["labels"]) == (0.0, "hard")
     for arm in ("synthetic", "synthetic_unfiltered", "replay"):
         assert contents(project.runs / "naive" / arm) == contents(project.runs / "real" / best)
     metrics, _, details = project.evaluate(params)

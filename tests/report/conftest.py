@@ -295,8 +295,12 @@ def write_evaluation(project: Project, verdict: str) -> None:
             "recipe": BEST,
             "validation": {arm: 0.82 + shift[arm] for arm in REAL_ARMS},
             "dose": 1.0,
-            "weight": 0.3,
-            "grid": [{"dose": d, "weight": w, "score": 0.8 + d / 50 - w / 70} for d in (0.0, 0.5, 1.0) for w in (0.3, 1.0)],
+            "labels": "soft",
+            "grid": [
+                {"dose": d, "labels": w, "score": 0.8 + d / 50 - len(w) / 700}
+                for d in (0.0, 0.5, 1.0)
+                for w in ("hard", "soft")
+            ],
         },
         "seeds": 5,
         "confidence": 0.95,

@@ -62,7 +62,7 @@ def test_text_of_any_length_is_cut() -> None:
 )
 def test_advice_follows_the_reason(word: str, accepted: int, made: int, dose: float | None, said: str) -> None:
     told = words.advice(
-        word, best="mixup", recipe="mixup", family="naive", accepted=accepted, made=made, dose=dose, weight=None
+        word, best="mixup", recipe="mixup", family="naive", accepted=accepted, made=made, dose=dose, labels=None
     )
     assert said in " ".join(told)
     assert "mixup" in " ".join(told)

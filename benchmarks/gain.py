@@ -1,0 +1,212 @@
+"""`python -m benchmarks.gain [DATASET …] [--arms ARM …] [--data FOLDER]`: every arm on real scarce data, five seeds each.
+
+A data set is a project of its own in .tailforge/bench/<name>, laid by `tailforge init` and run by `tailforge run` with the
+settings below: what is done is not done again, so a benchmark that was stopped goes on. The settings were chosen on
+validation rows; the stage `evaluate` of this benchmark alone opens the test rows. Written, for the data sets that are done:
+
+    benchmarks/results/gain.csv          dataset, arm, seed, metric, value
+    benchmarks/results/gain_summary.csv  dataset, metric, best_real_arm, estimate, low, high: `synthetic` minus that arm
+    docs/benchmarks.md                   the tables
+
+Rows of data sets that are not run this time stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import work
+from pipeline.config import REAL_ARMS
+from pipeline.errors import InputError, TailforgeError
+from tailforge import project, settings
+
+PLACE, RESULTS, PAGE = Path(".tailforge/bench"), Path("benchmarks/results"), Path("docs/benchmarks.md")
+GAIN = ("dataset", "arm", "seed", "metric", "value")
+SUMMARY = (
+    "dataset", "metric", "best_real_arm", "estimate", "low", "high", "verdict", "generator", "dose", "labels", "machine",
+)  # fmt: skip
+TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
+COMMON = {"arms.seeds": 5, "arms.null_controls": True}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where a data set lies below the folder of data sets, its list of scarce train ids, and settings of its own."""
+
+    folder: str = ""  # "" for the digits that are embedded
+    ids: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+DATASETS = {
+    "digits": Dataset(
+        changes={
+            "generators": ["flow_matching", "diffusion", "stylegan2"],
+            "arms.ensemble": True,
+            "sample.fill_to": 90,
+            "sample.surplus": 1.0,
+            "classifier.steps": 1500,
+        },
+    ),
+    "wbc_bccd": Dataset("wbc_bccd"),
+    "mnist": Dataset("mnist", "mnist_lt_ir100.json"),
+    "fashion_mnist": Dataset("fashion_mnist", "fashion_mnist_lt_ir100.json"),
+    "deeppcb64": Dataset("deeppcb64", "deeppcb64_lt_ir50.json"),
+    "trashnet": Dataset("trashnet"),
+    "cifar10_lt": Dataset("cifar10_lt"),
+}
+
+
+def lay(name: str, data: Path | None, arms: Sequence[str]) -> Path:
+    """The project of a data set, made or with its settings brought up to date. Raises InputError where the data are missing."""
+    dataset, place = DATASETS[name], PLACE / name
+    changes = COMMON | dict(dataset.changes) | {"arms.real": list(arms)}
+    if not dataset.folder:
+        if not place.exists():
+            project.lay(place, {}, "the digits that come with scikit-learn")
+    else:
+        if data is None or not (data / dataset.folder).is_dir():
+            raise InputError(
+                f"{name}: TAILFORGE_DATASETS={data or ''} holds no folder {dataset.folder}",
+                expected="the folder of data sets", remedy="set TAILFORGE_DATASETS",
+            )  # fmt: skip
+        source = data / dataset.folder
+        if not place.exists():
+            project.init(place, _unpacked(source))
+        if dataset.ids:
+            shutil.copyfile(source / dataset.ids, place / "data/lists" / dataset.ids)
+            changes |= {"scarcity.kind": "ids", "scarcity.ids": f"data/lists/{dataset.ids}"}
+    file = place / "params.yaml"
+    work.write(file, settings.apply(file.read_text(encoding="utf-8"), changes).encode())
+    return place
+
+
+def _unpacked(source: Path) -> Path:
+    """The folder of images of a data set: `source`, or its archive unpacked below PLACE with its groups file beside."""
+    archive = next((file for file in source.iterdir() if ".tar" in file.name), None)
+    if archive is None:
+        return source
+    folder = PLACE / "data" / source.name
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with tarfile.open(archive) as packed:
+            packed.extractall(partial, filter="data")
+        if (source / "groups.json").exists():
+            shutil.copyfile(source / "groups.json", partial / "groups.json")
+        partial.rename(folder)
+    return folder / source.name
+
+
+def rows(name: str, place: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of gain.csv and of gain_summary.csv from a project that was run."""
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+    details = json.loads((place / "data/evaluation/details.json").read_text(encoding="utf-8"))
+    gains = [
+        {"dataset": name, "arm": arm, "seed": seed, "metric": metric, "value": round(value, 6)}
+        for arm, scores in details["per_seed"].items()
+        for metric, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    choice = details["choice"]
+    of_all = {
+        "dataset": name, "best_real_arm": metrics["best_real_arm"], "verdict": metrics["verdict"],
+        "generator": metrics["generator"], "dose": choice["dose"], "labels": choice["labels"],
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+    }  # fmt: skip
+    summary = [of_all | {"metric": metric} | value for metric, value in metrics["gain"].items()]
+    return gains, summary
+
+
+def merged(file: Path, columns: Sequence[str], new: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """`new` and the rows of other data sets that were in `file`, written to it."""
+    fresh = [{column: str(row[column]) for column in columns} for row in new]
+    known = {row["dataset"] for row in fresh}
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as stream:
+            fresh += [row for row in csv.DictReader(stream) if row["dataset"] not in known]
+    fresh.sort(key=lambda row: list(DATASETS).index(row["dataset"]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(fresh)
+    work.write(file, text.getvalue())
+    return fresh
+
+
+HEAD = """# What synthetic images are worth
+
+Written by `make bench-gain`; all figures: benchmarks/results. Balanced accuracy on the real test rows, mean of five seeds. The
+gain is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups.
+
+| data | verdict | best real-only arm | generator, dose, labels | gain, points | tail recall, points |
+|---|---|---|---|---|---|"""
+
+
+def page(gains: Sequence[Mapping[str, str]], summary: Sequence[Mapping[str, str]]) -> str:
+    """docs/benchmarks.md."""
+    lines = [HEAD]
+    for name in dict.fromkeys(row["dataset"] for row in summary):
+        mine = {row["metric"]: row for row in summary if row["dataset"] == name}
+        first = mine["balanced_accuracy"]
+        chosen = f"{first['generator']}, {float(first['dose']):g}, {first['labels']}"
+        cells = [name, f"**{first['verdict']}**", first["best_real_arm"], chosen]
+        cells += [_points(mine.get(metric)) for metric in ("balanced_accuracy", "tail_recall")]
+        lines.append(f"| {' | '.join(cells)} |")
+    for name in dict.fromkeys(row["dataset"] for row in gains):
+        lines += [f"\n## {name}\n", "| arm | balanced accuracy | each seed |", "|---|---|---|"]
+        scores: dict[str, list[float]] = {}
+        for row in gains:
+            if row["dataset"] == name and row["metric"] == "balanced_accuracy":
+                scores.setdefault(row["arm"], []).append(float(row["value"]))
+        for arm, values in sorted(scores.items(), key=lambda item: -sum(item[1])):
+            lines.append(f"| {arm} | {sum(values) / len(values):.3f} | {' '.join(f'{value:.3f}' for value in values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _points(row: Mapping[str, str] | None) -> str:
+    if row is None:
+        return "–"
+    estimate, low, high = (100 * float(row[key]) for key in ("estimate", "low", "high"))
+    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main() -> None:
+    """Run the data sets that are named, or all."""
+    parser = argparse.ArgumentParser(description="Every arm on real scarce data.")
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=f"of {', '.join(DATASETS)}; all, if none")
+    parser.add_argument("--arms", nargs="+", default=list(REAL_ARMS), metavar="ARM", help="real-only arms; all, if none")
+    given = parser.parse_args()
+    folder = os.environ.get("TAILFORGE_DATASETS")
+    try:
+        for name in given.datasets or DATASETS:
+            if name not in DATASETS:
+                raise InputError(f"data set {name}", expected=f"one of {', '.join(DATASETS)}")
+            place = lay(name, Path(folder) if folder else None, given.arms)
+            print(f"{name}: {place}", file=sys.stderr, flush=True)
+            environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+            if status := subprocess.run([*TAILFORGE, "run"], cwd=place, env=environment, check=False).returncode:
+                sys.exit(status)
+            gains, summary = rows(name, place)
+            every = merged(RESULTS / "gain.csv", GAIN, gains), merged(RESULTS / "gain_summary.csv", SUMMARY, summary)
+            work.write(PAGE, page(*every))
+    except TailforgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The gain benchmark: its rows are those of the project's results, and other data sets' rows stay."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import gain
+from pipeline.errors import InputError
+
+
+def project(folder: Path, estimate: float) -> Path:
+    interval = {"estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.02}
+    metrics = {
+        "verdict": "no_gain", "best_real_arm": "augment", "generator": "vae",
+        "gain": {"balanced_accuracy": interval, "tail_recall": interval},
+    }  # fmt: skip
+    details = {
+        "per_seed": {"augment": {"balanced_accuracy": [0.8, 0.9]}, "synthetic": {"balanced_accuracy": [0.82, 0.93]}},
+        "choice": {"dose": 0.3, "labels": "soft"},
+    }
+    (folder / "data/evaluation").mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "data/evaluation/details.json").write_text(json.dumps(details))
+    return folder
+
+
+def test_rows_are_those_of_the_project_and_other_data_sets_stay(tmp_path: Path) -> None:
+    written = []
+    for name, estimate in (("mnist", 0.01), ("digits", 0.02), ("mnist", 0.03)):
+        gains, summary = gain.rows(name, project(tmp_path / f"{name}{estimate}", estimate))
+        written = [
+            gain.merged(tmp_path / "gain.csv", gain.GAIN, gains),
+            gain.merged(tmp_path / "summary.csv", gain.SUMMARY, summary),
+        ]
+    with open(tmp_path / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [(r["dataset"], r["metric"], float(r["estimate"])) for r in rows]
+    metrics = ("balanced_accuracy", "tail_recall")
+    assert found == [("digits", m, 0.02) for m in metrics] + [("mnist", m, 0.03) for m in metrics]
+    assert [r["value"] for r in written[0] if r["dataset"] == "mnist" and r["arm"] == "synthetic"] == ["0.82", "0.93"]
+    text = gain.page(*written)
+    assert "| mnist | **no_gain** | augment | vae, 0.3, soft | +3.0 [+2.0, +5.0] | +3.0 [+2.0, +5.0] |" in text
+    assert "| synthetic | 0.875 | 0.820 0.930 |" in text and text.index("| digits |") < text.index("| mnist |")
+
+
+def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "sets/small"
+    for split in ("train", "test"):
+        for label in "ab":
+            (source / split / label).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (8, 8), 40 * i + ord(label)).save(source / split / label / f"{split}{i}.png")
+    (source / "list.json").write_text("[]")
+    monkeypatch.setitem(gain.DATASETS, "small", gain.Dataset("small", "list.json", {"classifier.steps": 7}))
+    place = gain.lay("small", tmp_path / "sets", ["real", "crt"])
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    assert params["arms"]["real"] == ["real", "crt"] and params["arms"]["null_controls"] and params["classifier"]["steps"] == 7
+    assert params["scarcity"]["kind"] == "ids" and (place / params["scarcity"]["ids"]).read_text() == "[]"
+    digits = yaml.safe_load((gain.lay("digits", None, ["real"]) / "params.yaml").read_text())
+    assert digits["data"]["source"] == "digits" and digits["arms"]["seeds"] == 5
+    with pytest.raises(InputError, match="TAILFORGE_DATASETS"):
+        gain.lay("mnist", tmp_path / "sets", ["real"])
