@@ -64,6 +64,9 @@ def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeyp
     params = yaml.safe_load((place / "params.yaml").read_text())
     assert params["arms"]["real"] == ["real", "crt"] and params["arms"]["null_controls"] and params["classifier"]["steps"] == 7
     assert params["scarcity"]["kind"] == "ids" and (place / params["scarcity"]["ids"]).read_text() == "[]"
+    monkeypatch.setitem(gain.DATASETS, "small", gain.Dataset("small"))
+    again = yaml.safe_load((gain.lay("small", tmp_path / "sets", ["real"]) / "params.yaml").read_text())
+    assert again["classifier"]["steps"] == 500 and again["scarcity"]["kind"] == "as_is"
     digits = yaml.safe_load((gain.lay("digits", None, ["real"]) / "params.yaml").read_text())
     assert digits["data"]["source"] == "digits" and digits["arms"]["seeds"] == 5
     with pytest.raises(InputError, match="TAILFORGE_DATASETS"):
