@@ -25,9 +25,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_exist(page: Path) -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = "\n".join(a or b for a, b in re.findall(r"```(?:sh|console|bash)?\n(.*?)```|`([^`\n]+)`", TEXT[page], re.DOTALL))
-    for target in re.findall(r"(?:^|[;&|] *)make +(\w+)", code, re.MULTILINE):
+    for target in re.findall(r"(?:^|[;&|] *)make +([\w-]+)", code, re.MULTILINE):
         assert target in targets, target
     commands = getattr(get_command(app), "commands", {})
     for verb in re.findall(r"(?:^|[;&|$] *)tailforge +(\w+)", code, re.MULTILINE):
