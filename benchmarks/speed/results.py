@@ -1,0 +1,151 @@
+"""What the parts found: benchmarks/results/speed.csv, docs/speed.md and the last lines, all from the same rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from pipeline import work
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure. `part` and `name` say what it is; the words of `name` are parted by a bar where it belongs into a table."""
+
+    part: str
+    name: str
+    value: float
+    unit: str
+    machine: str
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+PARTS = ("generator", "scaling", "packing", "overhead")
+LAST = {  # last lines of the command: the row that each is
+    "training_ratio": ("generator", "training_ratio"),
+    "sampling_ratio": ("generator", "sampling_ratio"),
+    "training_peak_share": ("generator", "training_peak_share"),
+    "sampling_peak_share": ("generator", "sampling_peak_share"),
+    "overhead_seconds": ("overhead", "overhead_seconds"),
+}
+TARGETS = {
+    "training_ratio": "at least 4", "sampling_ratio": "at least 10", "training_peak_share": "at least 0.35",
+    "sampling_peak_share": "at least 0.60", "overhead_seconds": "below 20",
+}  # fmt: skip
+
+
+def merged(file: Path, new: Iterable[Row]) -> list[Row]:
+    """`new`, and the rows of parts that were not run this time from `file`; written to it."""
+    rows = list(new)
+    fresh = {row.part for row in rows}
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as stream:
+            known = [Row(r["part"], r["name"], float(r["value"]), r["unit"], r["machine"]) for r in csv.DictReader(stream)]
+        rows += [row for row in known if row.part not in fresh]
+    rows.sort(key=lambda row: PARTS.index(row.part))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((*astuple(row)[:2], f"{row.value:.6g}", *astuple(row)[3:]) for row in rows)
+    work.write(file, text.getvalue())
+    return rows
+
+
+def last_lines(rows: Sequence[Row]) -> list[str]:
+    """`training_ratio X` and its like, for what was measured."""
+    found = {(row.part, row.name): row.value for row in rows}
+    return [f"{name} {found[key]:.3g}" for name, key in LAST.items() if key in found]
+
+
+HEAD = """# How fast
+
+Written by `make bench-speed`; every figure is in benchmarks/results/speed.csv. `python -m benchmarks.speed PART …` runs some
+parts: generator, scaling, packing, overhead.
+"""
+
+TEXTS = {
+    "generator": """## Generator: ours and the plain recipe
+
+28 x 28 grey images of a long tail. **Plain** is what one writes with diffusers: UNet2DModel with classes, in fp32, of about as
+many parameters as ours; DDPMScheduler; a data set of PIL images behind a DataLoader with ToTensor; AdamW; sampling by
+DDIMScheduler. **Ours** is `flow_matching` as its `fit` trains and its `sample` samples, batching, augmentation, moving average
+and decoding included. Both have the same threads, rows, share of the classes in a batch, images a batch and images sampled at
+once, in one run on one machine. Space-to-depth is ours and not the plain recipe's: that is part of the answer.
+
+Quality is the project's KID: embeddings of judges that were fitted on the scarce train rows, against real rows that nothing was
+fitted on, as many of each class. A setting has *no loss* where its KID lies within the 95 % interval of the best setting of
+the same model, or below.
+
+The plain recipe learns for longer than ours, and where `plain_reached_our_quality` is 0 that was not enough: its own images
+are then not of equal quality, and how few steps they can do with means nothing. Equal quality is therefore made: the time of
+an evaluation does not depend on the weights, so the plain recipe is *lent* weights as good as ours, a U-Net of the project's
+family `diffusion` after as many steps as ours, sampled by DDIM. The KID of `lent` settings is that of these images, their
+speed that of the plain network with as many evaluations. `sampling_ratio` takes the fastest setting without loss of ours and
+of the lent ones; it is of equal quality where `ours_at_least_as_good` is 1. `sampling_ratio_at_their_quality` takes our
+fastest setting that is as good as the best lent one, and is 0 where none is.
+
+FLOP are counted by torch.utils.flop_counter (forward and backward, of multiplications of matrices and convolutions alone). The
+peak is the fastest of several bf16 products of square matrices of 1,024 to 4,096, on the same threads, before and after.
+Shares of other widths are of steps on random images.
+""",
+    "scaling": """## Cost a row
+
+Each figure is from a process of its own: the function that a stage calls, on n rows of 8 x 8 images, without what prepares it.
+`write` and `read` are of a manifest, `validation` the expectations on its table, `gate` the whole stage `validate` with its
+checks on pixels, `duplicates` the search for near-duplicates of `prepare`, `sampling` a pool of the family `naive`. Growth is
+the time a row over that at a tenth of the rows; the target is below 1.25. Memory is the process's peak.
+""",
+    "packing": """## Classifiers: packed, and one after the other
+
+Ten arms by five seeds, in two ways: packed, a worker of one thread a core; and one after the other on all threads. Fewer runs
+than fifty are made (`runs`), and their seconds taken in proportion to fifty, the start of the workers included. Digits are
+trained as params.yaml says, 28 x 28 images with the steps that `tailforge init` writes.
+""",
+    "overhead": """## Overhead
+
+A project of digits with tiny settings has the stages of the demo. `wall` is `tailforge run` from start to exit in the fresh
+project; `work` is what the same stages take when they are called again, in one process that has imported everything and has
+done them once. The difference is Prefect, DVC, start-up and imports, whatever the size of the work. `up_to_date` is a second
+`tailforge run`, which finds nothing to do: nothing is computed twice.
+""",
+}
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/speed.md."""
+    found = {(row.part, row.name): row.value for row in rows}
+    lines = [HEAD, "| what | measured | target |", "|---|---|---|"]
+    lines += [f"| {name} | {found[key]:.3g} | {TARGETS[name]} |" for name, key in LAST.items() if key in found]
+    for part in PARTS:
+        own = [row for row in rows if row.part == part]
+        if own:
+            machines = "; ".join(dict.fromkeys(row.machine for row in own))
+            lines += ["", TEXTS[part] + f"\nOn {machines}.", "", *_tables(own)]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """A table for each kind of name `kind | what | column`, then one of the names without bars."""
+    lines: list[str] = []
+    split = [(row.name.split("|"), row) for row in rows]
+    for kind in dict.fromkeys(words[0] for words, _ in split if len(words) == 3):
+        own = [(words, row) for words, row in split if len(words) == 3 and words[0] == kind]
+        columns = {words[2]: row.unit for words, row in own}
+        heads = [f"{name}, {unit}" if unit else name for name, unit in columns.items()]
+        lines += [f"| {' | '.join([kind, *heads])} |", "|---" * (len(columns) + 1) + "|"]
+        cells = {(words[1], words[2]): f"{row.value:.4g}" for words, row in own}
+        for what in dict.fromkeys(words[1] for words, _ in own):
+            lines.append(f"| {' | '.join([what, *(cells.get((what, column), '–') for column in columns)])} |")
+        lines.append("")
+    plain = [row for words, row in split if len(words) == 1]
+    if plain:
+        lines += [
+            "| figure | value |",
+            "|---|---|",
+            *(f"| {r.name} | {r.value:.4g} {r.unit}".rstrip() + " |" for r in plain),
+            "",
+        ]
+    return lines[:-1]
