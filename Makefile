@@ -1,4 +1,4 @@
-# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain pins readme clean
+.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null pins readme clean
 
 install: $(STAMP)
 
@@ -58,6 +58,17 @@ bakeoff-mnist: install
 # Every arm on real scarce data, five seeds: benchmarks/results and docs/benchmarks.md. DATASETS="digits wbc_bccd" for some.
 bench-gain: install
 	$(BIN)/python -m benchmarks.gain $(DATASETS)
+
+# On what bench-gain left: a student's plan, one change at a time (docs/experiments.md); how often A/A is called a gain.
+bench-students: install
+	$(BIN)/python -m benchmarks.students $(DATASETS)
+
+bench-null: install
+	$(BIN)/python -m benchmarks.null $(DATASETS)
+
+# Speed beside a plain recipe, cost a row, packing, overhead: benchmarks/results and docs/speed.md. PARTS="scaling packing" for some.
+bench-speed: install
+	$(BIN)/python -m benchmarks.speed $(PARTS)
 
 # The table in README.md from the metrics.json that is there.
 readme: install

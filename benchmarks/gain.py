@@ -5,7 +5,8 @@ settings below: what is done is not done again, so a benchmark that was stopped 
 validation rows; the stage `evaluate` of this benchmark alone opens the test rows. Written, for the data sets that are done:
 
     benchmarks/results/gain.csv          dataset, arm, seed, metric, value
-    benchmarks/results/gain_summary.csv  dataset, metric, best_real_arm, estimate, low, high: `synthetic` minus that arm
+    benchmarks/results/gain_summary.csv  dataset, metric, best_real_arm, estimate, low, high: `synthetic` minus that arm, and
+                                         what it is worth in real images a class, with the last point of the learning curve
     docs/benchmarks.md                   the tables
 
 Rows of data sets that are not run this time stay as they are. All data but the digits come from the folder that
@@ -32,6 +33,7 @@ from typing import Any
 from pipeline import work
 from pipeline.config import REAL_ARMS
 from pipeline.errors import InputError, TailforgeError
+from pipeline.report import words
 from tailforge import project, settings
 
 PLACE, RESULTS, PAGE = Path(".tailforge/bench"), Path("benchmarks/results"), Path("docs/benchmarks.md")
@@ -40,6 +42,7 @@ SUMMARY = (
     "dataset", "metric", "best_real_arm", "estimate", "low", "high", "verdict", "generator", "dose", "labels", "machine",
 )  # fmt: skip
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
+WORTH, CURVE_END = "worth_real_images_per_class", "worth_curve_end"  # a worth at the curve's end is one beyond it
 COMMON = {"arms.seeds": 5, "arms.null_controls": True}
 
 
@@ -52,36 +55,41 @@ class Dataset:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+# What a flow of the budget's size and classifiers of small photographs have in common.
+FLOW = {
+    "flow_matching.width": 64,
+    "flow_matching.steps": 2000,
+    "flow_matching.batch_images": 128,
+    "flow_matching.guidance": "none",
+    "flow_matching.ema": 0.998,
+    "sample.fill_to": 500,
+    "sample.surplus": 1.0,
+    "classifier.steps": 1000,
+    "classifier.batch_images": 64,
+}
+CURVE = {"arms.curve": [10, 30, 100, 300]}
 DATASETS = {
     "digits": Dataset(
         changes={
-            "generators": ["flow_matching", "diffusion", "stylegan2"],
+            "generators": ["flow_matching", "diffusion"],
             "arms.ensemble": True,
-            "sample.fill_to": 90,
+            "sample.fill_to": 400,
             "sample.surplus": 1.0,
             "classifier.steps": 1500,
         },
     ),
-    "wbc_bccd": Dataset("wbc_bccd"),
-    "mnist": Dataset("mnist", "mnist_lt_ir100.json"),
-    "fashion_mnist": Dataset(
-        "fashion_mnist",
-        "fashion_mnist_lt_ir100.json",
-        {
-            "flow_matching.width": 64,
-            "flow_matching.steps": 2000,
-            "flow_matching.batch_images": 128,
-            "flow_matching.guidance": "none",
-            "flow_matching.ema": 0.998,
-            "sample.fill_to": 300,
-            "sample.surplus": 1.0,
-            "classifier.steps": 1500,
-            "classifier.batch_images": 64,
-        },
+    "wbc_bccd": Dataset(
+        "wbc_bccd", changes=FLOW | {"flow_matching.batch_images": 64, "data.flips": "both", "classifier.steps": 500}
     ),
-    "deeppcb64": Dataset("deeppcb64", "deeppcb64_lt_ir50.json"),
-    "trashnet": Dataset("trashnet"),
-    "cifar10_lt": Dataset("cifar10_lt"),
+    "mnist": Dataset("mnist", "mnist_lt_ir100.json", FLOW | CURVE),
+    "fashion_mnist": Dataset("fashion_mnist", "fashion_mnist_lt_ir100.json", FLOW | CURVE | {"classifier.steps": 1500}),
+    "deeppcb64": Dataset(
+        "deeppcb64",
+        "deeppcb64_lt_ir50.json",
+        FLOW | {"data.flips": "both", "classifier.augment": "flip_affine", "arms.curve": [8, 30, 100, 300]},
+    ),
+    "trashnet": Dataset("trashnet", changes=FLOW),
+    "cifar10_lt": Dataset("cifar10_lt", changes=FLOW),
 }
 
 
@@ -104,6 +112,7 @@ def lay(name: str, data: Path | None, arms: Sequence[str]) -> Path:
         if dataset.ids:
             shutil.copyfile(source / dataset.ids, place / "data/lists" / dataset.ids)
             changes |= {"scarcity.kind": "ids", "scarcity.ids": f"data/lists/{dataset.ids}"}
+    work.write(place / "dvc.yaml", project.stages())
     # From the project as it was laid: a setting that is no longer below goes back to what it was.
     laid = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=place, capture_output=True, text=True, check=True).stdout
     work.write(place / "params.yaml", settings.apply(laid, changes))
@@ -144,6 +153,10 @@ def rows(name: str, place: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
     }  # fmt: skip
     summary = [of_all | {"metric": metric} | value for metric, value in metrics["gain"].items()]
+    if found := metrics.get("worth"):
+        ends = {"estimate": found["real_images_per_class"], "low": found["low"], "high": found["high"]}
+        last = dict.fromkeys(ends, found["curve"][-1][0])
+        summary += [of_all | {"metric": WORTH} | ends, of_all | {"metric": CURVE_END} | last]
     return gains, summary
 
 
@@ -166,10 +179,11 @@ def merged(file: Path, columns: Sequence[str], new: Iterable[Mapping[str, Any]])
 HEAD = """# What synthetic images are worth
 
 Written by `make bench-gain`; all figures: benchmarks/results. Balanced accuracy on the real test rows, mean of five seeds. The
-gain is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups.
+gain is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups. Worth is
+how many more real images of each class the best real-only recipe needs to score as `synthetic` does ([how](evaluation.md)).
 
-| data | verdict | best real-only arm | generator, dose, labels | gain, points | tail recall, points |
-|---|---|---|---|---|---|"""
+| data | verdict | best real-only arm | generator, dose, labels | gain, points | tail recall, points | worth in images |
+|---|---|---|---|---|---|---|"""
 
 
 def page(gains: Sequence[Mapping[str, str]], summary: Sequence[Mapping[str, str]]) -> str:
@@ -181,6 +195,7 @@ def page(gains: Sequence[Mapping[str, str]], summary: Sequence[Mapping[str, str]
         chosen = f"{first['generator']}, {float(first['dose']):g}, {first['labels']}"
         cells = [name, f"**{first['verdict']}**", first["best_real_arm"], chosen]
         cells += [_points(mine.get(metric)) for metric in ("balanced_accuracy", "tail_recall")]
+        cells.append(_images(mine.get(WORTH), mine.get(CURVE_END)))
         lines.append(f"| {' | '.join(cells)} |")
     for name in dict.fromkeys(row["dataset"] for row in gains):
         lines += [f"\n## {name}\n", "| arm | balanced accuracy | each seed |", "|---|---|---|"]
@@ -198,6 +213,14 @@ def _points(row: Mapping[str, str] | None) -> str:
         return "–"
     estimate, low, high = (100 * float(row[key]) for key in ("estimate", "low", "high"))
     return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _images(row: Mapping[str, str] | None, last: Mapping[str, str] | None) -> str:
+    if row is None or last is None:
+        return "–"
+    end, values = float(last["estimate"]), (float(row[key]) for key in ("estimate", "low", "high"))
+    about, low, high = (f"{'> ' if value >= end else ''}{words.images(value)}" for value in values)
+    return f"{about} [{low}, {high}]"
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ and the classes are seen with the prior  pi_y = sum_{i: y_i = y} q_i w_i / sum_i
     smote                     augment; classes filled with points between their own rows (Chawla et al., 2002)
     synthetic                 the best of the above, and accepted synthetic rows
     synthetic_unfiltered      the same dose, from all rows of the pool
-    replay                    each row that `synthetic` adds is a train image of its class again, labelled in the same way
+    replay                    each row that `synthetic` adds is a train image of its class again, labelled in the same way; with
+                              a teacher's opinions, moved and mixed as the recipe does: self-distillation on real images
     synthetic_only            accepted rows alone: the classification accuracy score (Ravuri & Vinyals, 2019)
     shuffled                  `synthetic` with the labels of its added rows permuted among them: must not be a gain
     again                     the best real-only arm under other seeds: what no difference at all looks like
@@ -49,9 +50,13 @@ The loss of added rows has an offset of its own for which the same f is best,
 so that adding rows shifts no prior, and what an arm gains is not what a logit offset gives too. A class that one of the two
 parts lacks is ruled out in that part (an offset of NEVER), and so not unlearned there.
 
+Reserve. An arm of the learning curve has `extra` more real rows of each class, of those that scarcity left out. They are no
+added rows: the enlarged set is the train set, and pi, n_y and all that follows from them are counted on it.
+
 Labels. An added row has the class it was made for, or the opinion p(y | x) of a teacher, the mean of the runs of the best
-real-only arm (Hinton et al., 2015). Their softmax(f) is a posterior under rho, so that the target is softmax(log p + o'). The
-teacher has learned from transformed images and hands that on: with its opinions neither added rows nor others are transformed.
+real-only arm (Hinton et al., 2015). Their softmax(f) is a posterior under rho, so that the target is softmax(log p + o'). An
+opinion is of an image as it is, and the teacher hands on what it learned from moved and mixed images: its student neither moves
+nor mixes any row (`Recipe.student`).
 """
 
 from __future__ import annotations
@@ -152,6 +157,14 @@ class Recipe:
     neighbours: int = 0  # k of SMOTE; 0 makes no points
     late: LateRecipe | None = None
 
+    def student(self) -> Recipe:
+        """What runs of this recipe teach: rows as they are, at the prior that the teacher ended with, and nothing else.
+
+        Another prior than the teacher's would make its opinions those of another posterior.
+        """
+        end = self.late or self
+        return Recipe(balanced=end.balanced or self.neighbours > 0, beta=end.beta, tau=self.tau)
+
 
 def recipes(config: Classifier) -> Mapping[str, Recipe]:
     """The real-only arms by name."""
@@ -184,7 +197,9 @@ class Material:
 
     Arrays, so that a worker process can be handed them. `sources` (j,) and `first` (m + 1,) hold, for pool row i, the train
     rows of its own class that it came from, sources[first[i] : first[i + 1]]; none where they are unknown or all of the class.
-    `opinions` and `pool_opinions` are what a teacher says of train and pool rows; arms with soft labels need them.
+    `pool_opinions` are what a teacher says of the pool's rows. `moved` holds, for each of them, a train image of its class as
+    the teacher's recipe moves and mixes it, and `moved_opinions` what the teacher says of that; for arms with soft labels.
+    `reserve_images` are real rows beside the train set; the first of a class are those that a short learning curve uses.
     """
 
     n_classes: int
@@ -195,8 +210,11 @@ class Material:
     accepted: np.ndarray  # bool (m,)
     sources: np.ndarray  # int64 (j,)
     first: np.ndarray  # int64 (m + 1,)
-    opinions: np.ndarray | None = None  # float (n, k), rows sum to one
-    pool_opinions: np.ndarray | None = None  # float (m, k)
+    pool_opinions: np.ndarray | None = None  # float (m, k), rows sum to one
+    moved: np.ndarray | None = None  # uint8 (m, c, h, w)
+    moved_opinions: np.ndarray | None = None  # float (m, k)
+    reserve_images: np.ndarray | None = None  # uint8 (r, c, h, w)
+    reserve_targets: np.ndarray | None = None  # int64 (r,), sorted
 
     @classmethod
     def of(
@@ -221,6 +239,39 @@ class Material:
         sources, first = _sources(train, pool, y, pool_y)
         usable = np.ones(len(pool), bool) if accepted is None else np.asarray(accepted, bool)
         return cls(len(classes), images.numpy(), y, pool_images.numpy(), pool_y, usable, sources, first)
+
+    def with_reserve(self, reserve: Manifest, classes: Sequence[str], *, most: int, seed: int) -> Material:
+        """This, and at most `most` rows of each class of `reserve`: the first ones of a permutation that the seed decides.
+
+        Raises LeakError for a row that is not real or not of split reserve.
+        """
+        splits = set(reserve.table["split"].unique().to_pylist()) - {"reserve"}
+        if splits:
+            found = ", ".join(sorted(map(str, splits)))
+            raise LeakError(f"a learning curve was handed rows of split {found}", expected="rows in reserve")
+        require_origin(reserve, "real")
+        targets = reserve.targets(classes).numpy()
+        rows = [
+            numpy_rng(seed, "reserve", name).permutation(np.flatnonzero(targets == c))[:most] for c, name in enumerate(classes)
+        ]
+        chosen = np.concatenate(rows)
+        images = reserve.take(chosen).images().numpy() if len(chosen) else self.images[:0]
+        return replace(self, reserve_images=images, reserve_targets=targets[chosen])
+
+    def reserve_counts(self, extra: int) -> np.ndarray:
+        """Rows of each class (k,) that `enlarged` would add: `extra`, or all there are."""
+        held = np.zeros(0, np.int64) if self.reserve_targets is None else self.reserve_targets
+        return np.minimum(np.bincount(held, minlength=self.n_classes), extra)
+
+    def enlarged(self, extra: int) -> Material:
+        """This with the first `extra` rows of each class in reserve at the end of the train rows."""
+        if extra == 0:
+            return self
+        assert self.reserve_images is not None and self.reserve_targets is not None
+        _, first = np.unique(self.reserve_targets, return_index=True)
+        rank = np.arange(len(self.reserve_targets)) - np.repeat(first, np.diff([*first, len(self.reserve_targets)]))
+        images, targets = self.reserve_images[rank < extra], self.reserve_targets[rank < extra]
+        return replace(self, images=np.concatenate([self.images, images]), targets=np.concatenate([self.targets, targets]))
 
 
 def require_origin(rows: Manifest, origin: str) -> None:
@@ -249,7 +300,10 @@ def _sources(train: Manifest, pool: Manifest, targets: np.ndarray, pool_targets:
 
 @dataclass(frozen=True)
 class Arm:
-    """A recipe, and what is added to the real rows. Without real rows (`keeps_real`) classes are drawn as often as added."""
+    """A recipe, and what is added to the real rows. Without real rows (`keeps_real`) classes are drawn as often as added.
+
+    With `extra` the train rows are joined by so many real rows of each class in reserve, or by all that there are.
+    """
 
     name: str
     recipe: Recipe
@@ -257,15 +311,19 @@ class Arm:
     keeps_real: bool = True
     dose: float = 0.0
     labels: Labels = "hard"
+    extra: int = 0
 
     def build(self, material: Material, seed: int) -> TrainingPlan:
         """The plan of this arm for one seed, which decides the points of SMOTE and what is replayed or shuffled."""
-        recipe, k, extra = self.recipe, material.n_classes, self._extra(material, seed)
-        base = _Rows.certain(material.images, material.targets, k) if self.keeps_real else extra
+        material = material.enlarged(self.extra)
+        recipe, k, added = self.recipe, material.n_classes, self._added(material, seed)
+        if self.labels == "soft" and self.dose > 0:
+            recipe = recipe.student()
+        base = _Rows.certain(material.images, material.targets, k) if self.keeps_real else added
         if recipe.neighbours:
             points, ends = _smote(base.images, base.targets, k, recipe.neighbours, seed)
             base = base.and_(_Rows.certain(points, base.targets[ends], k))
-        rows = base.and_(extra) if self.keeps_real else base
+        rows = base.and_(added) if self.keeps_real else base
 
         def weighting(balanced: bool, beta: float | None) -> _Weighting:
             return _weighting(rows.targets, len(base.targets), k, self.dose, balanced, beta, recipe.tau)
@@ -278,7 +336,7 @@ class Arm:
             targets=torch.from_numpy(rows.targets),
             opinions=torch.from_numpy(rows.opinions),
             n_added=len(rows.targets) - len(base.targets),
-            transform="none" if self.labels == "soft" and self.dose > 0 else recipe.transform,
+            transform=recipe.transform,
             margin=_margin(np.bincount(base.targets, minlength=k), recipe.margin * (recipe.cosine or 1.0)),
             cosine=recipe.cosine,
             mix=recipe.mix,
@@ -287,21 +345,22 @@ class Arm:
             **weighting(recipe.balanced, recipe.beta)._asdict(),
         )
 
-    def _extra(self, material: Material, seed: int) -> _Rows:
+    def _added(self, material: Material, seed: int) -> _Rows:
         """What this arm adds, class by class."""
         usable = np.ones_like(material.accepted) if self.adds == "unfiltered" else material.accepted
         none = self.adds == "nothing" or (self.keeps_real and self.dose == 0)
         added = np.zeros(0, np.int64) if none else np.flatnonzero(usable)
         added = added[np.argsort(material.pool_targets[added], kind="stable")]
-        targets, images, opinions = material.pool_targets[added], material.pool_images[added], material.pool_opinions
-        which = added
-        if self.adds == "replay":
-            which = _replayed(material, added, seed)
-            images, opinions = material.images[which], material.opinions
-        rows = _Rows.certain(images, targets, material.n_classes)
+        targets, images, opinions = material.pool_targets[added], material.pool_images, material.pool_opinions
+        if self.adds == "replay" and self.labels == "soft":
+            assert material.moved is not None
+            images, opinions = material.moved, material.moved_opinions
+        replayed = self.adds == "replay" and self.labels == "hard"
+        chosen = material.images[replays(material, added, seed)] if replayed else images[added]
+        rows = _Rows.certain(chosen, targets, material.n_classes)
         if self.labels == "soft" and len(added):
             assert opinions is not None
-            rows = replace(rows, opinions=opinions[which].astype(np.float32))
+            rows = replace(rows, opinions=opinions[added].astype(np.float32))
         if self.adds == "shuffled":
             rows = replace(rows, targets=numpy_rng(seed, "shuffle").permutation(targets))
         return rows
@@ -325,8 +384,8 @@ class _Rows:
         return _Rows(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
-def _replayed(material: Material, added: np.ndarray, seed: int) -> np.ndarray:
-    """For each added row a train row of its class, among its sources where they are known, each used as often as the others."""
+def replays(material: Material, added: np.ndarray, seed: int) -> np.ndarray:
+    """For each row (a,) of the pool a train row of its class, of its sources where they are known, all used equally often."""
     order = numpy_rng(seed, "replay").random(len(material.targets))
     used = np.zeros(len(material.targets))
     out = np.empty(len(added), np.int64)

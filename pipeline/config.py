@@ -7,11 +7,13 @@ names of the families are known, so that a family's settings are that family's a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
 
@@ -46,6 +48,12 @@ REAL_ARMS = (
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _ascending(values: list[int]) -> list[int]:
+    if any(a >= b for a, b in pairwise(values)):
+        raise PydanticCustomError("ascending", "Input should be numbers in ascending order")
+    return values
 
 
 class Section(BaseModel):
@@ -145,6 +153,7 @@ class Arms(Section):
     labels: Annotated[list[Literal["hard", "soft"]], Field(min_length=1)]
     ensemble: bool
     null_controls: bool
+    curve: Annotated[list[Count], AfterValidator(_ascending)]
 
 
 class Evaluate(Section):

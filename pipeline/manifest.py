@@ -3,7 +3,7 @@
     sample_id    unique name
     image        PNG bytes, all of one size and form
     label        class name
-    split        train | val | test; synthetic rows belong to train
+    split        train | val | test | reserve; synthetic rows belong to train
     group        rows of one object, patient or board share it; splits and intervals respect it
     origin       real | synthetic
     generator    family that made the row; null for real rows

@@ -1,6 +1,7 @@
 """Prepared: what the stage `prepare` leaves behind, and the only way to open it.
 
 train.parquet  val.parquet  test.parquet    real rows (Manifest)
+reserve.parquet                             real rows that scarcity left out of all else (Manifest), often none
 external.parquet                            synthetic rows made elsewhere (Manifest), often none
 dataset.json                                classes in order, image_size, channels, counts, what was set aside
 inputs.json                                 per family, the hash of what it takes from outside, or null
@@ -60,6 +61,13 @@ class Prepared:
     def test(self) -> Manifest:
         """The real rows that the stage `evaluate` alone opens, once."""
         return Manifest.read(self.folder / "test.parquet")
+
+    def reserve(self) -> Manifest:
+        """Real rows that scarcity left out, of groups that stand in neither val nor test: for the learning curve alone.
+
+        Their split is `reserve`, so that every other fit refuses them.
+        """
+        return Manifest.read(self.folder / "reserve.parquet")
 
     def external(self) -> Manifest:
         """Synthetic rows that were made elsewhere."""

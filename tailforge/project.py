@@ -34,6 +34,11 @@ def template(name: str) -> str:
     return (packed if packed.is_file() else here.parent / name).read_text(encoding="utf-8")
 
 
+def stages() -> str:
+    """The dvc.yaml of a project."""
+    return re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml"))
+
+
 def opened(folder: Path) -> Path:
     """`folder` as a project that is ready to run: its link to the code is made or mended. Raises ConfigError."""
     for name in ("params.yaml", "dvc.yaml"):
@@ -97,7 +102,7 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
             for name in (".gitignore", ".dvcignore", "data/.gitignore"):
                 work.write(building / name, template(name))
             work.write(building / "params.yaml", settings.apply(template("params.yaml"), values))
-            work.write(building / "dvc.yaml", re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml")))
+            work.write(building / "dvc.yaml", stages())
             work.write(building / "README.md", _readme(path.name, data))
         _run(building, "git", "init", "--quiet")
         _run(building, sys.executable, "-m", "dvc", "init", "--quiet")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from flows import dvc
 from pipeline import config, work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
+from pipeline.report import words
 from tailforge import project, settings
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "tail_recall": "tail recall"}
@@ -113,6 +114,8 @@ def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     gains = ", ".join(f"{name} {_interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
     print(f"\nverdict: {metrics['verdict']}", file=out)
     print(f"gain of synthetic over {metrics['best_real_arm']}: {gains}", file=out)
+    if "worth" in metrics:
+        print(f"synthetic is {words.real_images(metrics['worth'])}", file=out)
     print(f"report: {report.absolute()}", file=out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,8 @@ os.environ.update(
         "GIT_COMMITTER_EMAIL": "test@localhost",
     }
 )
+# A shell's background job ignores SIGINT, and its children would: tests that stop them by it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 

@@ -50,6 +50,9 @@ def rows(
     return Manifest.from_columns(**{**standard, **columns})
 
 
+RESERVE = [0, 2, *[6] * 8]  # of each class
+
+
 def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int = 20, pool: int = 12) -> Path:
     """Lay prepared/, pools/naive/ and verdicts/naive/ under `folder`; every fifth image of the pool is rejected."""
     from sklearn.datasets import load_digits
@@ -57,10 +60,10 @@ def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
     counts = counts or [20, 18, 16, 14, 12, 10, 8, 6, 4, 3]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("val", "test", "train", "pool")}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("val", "test", "train", "pool", "reserve")}
     for c in range(10):
         own = np.random.default_rng(c).permutation(np.flatnonzero(digits.target == c))
-        ends = np.cumsum([val, test, counts[c], pool])
+        ends = np.cumsum([val, test, counts[c], pool, RESERVE[c]])
         for name, part in zip(parts, np.split(own[: ends[-1]], ends[:-1]), strict=True):
             parts[name].append(part)
     (folder / "prepared").mkdir(parents=True)

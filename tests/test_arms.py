@@ -43,11 +43,12 @@ def material(counts: list[int] = [0, 8, 8], accepted: np.ndarray | None = None, 
 
 def judged(stuff: Material) -> Material:
     """`stuff` with opinions that tell each row from the others."""
-    r = np.random.default_rng(0)
+    r, n = np.random.default_rng(0), len(stuff.pool_targets)
     return replace(
         stuff,
-        opinions=r.dirichlet(np.ones(stuff.n_classes), len(stuff.targets)),
-        pool_opinions=r.dirichlet(np.ones(stuff.n_classes), len(stuff.pool_targets)),
+        pool_opinions=r.dirichlet(np.ones(stuff.n_classes), n),
+        moved=images(n, 150),
+        moved_opinions=r.dirichlet(np.ones(stuff.n_classes), n),
     )
 
 
@@ -166,9 +167,10 @@ def test_soft_labels_are_the_teachers_opinion_at_the_prior_of_added_rows() -> No
     stuff = judged(material())
     ours, again = (arm(name, Recipe(tau=1.0), labels="soft").build(stuff, seed=2) for name in ("synthetic", "replay"))
     assert not ours.opinions[:11].any() and not again.opinions[:11].any()
-    assert stuff.pool_opinions is not None and stuff.opinions is not None
+    assert stuff.pool_opinions is not None and stuff.moved_opinions is not None
     np.testing.assert_allclose(ours.opinions[11:], stuff.pool_opinions, rtol=1e-6)
-    np.testing.assert_allclose(again.opinions[11:], stuff.opinions[pixels(again)[11:]], rtol=1e-6)
+    np.testing.assert_allclose(again.opinions[11:], stuff.moved_opinions, rtol=1e-6)
+    assert pixels(again)[11:] == list(range(150, 166))
     for tau in (0.0, 1.0):
         plan = arm("synthetic", Recipe(tau=tau), labels="soft").build(stuff, seed=2)
         soft = plan.soft_targets(plan.offsets(plan))
@@ -177,13 +179,29 @@ def test_soft_labels_are_the_teachers_opinion_at_the_prior_of_added_rows() -> No
         np.testing.assert_allclose(soft[11:], expected / expected.sum(1, keepdims=True), rtol=1e-5)
 
 
-def test_with_soft_labels_no_row_is_transformed() -> None:
-    recipe, stuff = Recipe(transform="affine"), judged(material())
+def test_a_student_neither_moves_nor_mixes() -> None:
+    recipe, stuff = recipes(CONFIG)["cutmix+logit_adjustment"], judged(material())
     for name in ("synthetic", "synthetic_unfiltered", "replay"):
-        assert arm(name, recipe, labels="soft").build(stuff, 0).transform == "none"
-        assert arm(name, recipe, labels="hard").build(stuff, 0).transform == "affine"
-    assert arm("synthetic", recipe, dose=0.0, labels="soft").build(stuff, 0).transform == "affine"
-    assert arm("synthetic_only", recipe, labels="soft").build(stuff, 0).transform == "affine"
+        plan, hard = (arm(name, recipe, labels=kind).build(stuff, 0) for kind in ("soft", "hard"))
+        assert (plan.transform, plan.mix) == ("none", "none") and (hard.transform, hard.mix) == ("affine", "cutmix")
+    for name, dose in (("synthetic", 0.0), ("synthetic_only", 0.6)):
+        plan = arm(name, recipe, dose=dose, labels="soft").build(stuff, 0)
+        assert (plan.transform, plan.mix) == ("affine", "cutmix")
+
+
+@pytest.mark.parametrize("name", list(recipes(CONFIG)))
+def test_a_student_has_the_prior_that_its_teacher_ended_with(name: str) -> None:
+    """The f that is best for real rows is the same, up to a constant: log p(x | y) + log rho, rho = prior / e^offset."""
+    recipe = recipes(CONFIG)[name]
+    taught, plan = Arm("x", recipe.student()).build(material(), 0), Arm("x", recipe).build(material(), 0)
+    end = plan.late or plan
+
+    def rho(part: TrainingPlan | arms.Late, targets: torch.Tensor) -> np.ndarray:
+        mass = np.bincount(targets, (part.draw * part.weights).numpy(), 3) / np.exp(part.offset.numpy())
+        return mass / mass.sum()
+
+    np.testing.assert_allclose(rho(taught, taught.targets), rho(end, plan.targets), rtol=1e-5)
+    assert (taught.late, taught.cosine, taught.margin.any().item()) == (None, None, False)
 
 
 def test_arms_of_shuffled_labels_alone_have_no_opinions() -> None:
@@ -405,3 +423,65 @@ def test_every_recipe_works_without_real_rows_and_with_a_class_without_rows(name
         assert float(part.draw.sum()) == pytest.approx(1.0)
         assert bool((part.weights > 0).all() and part.weights.isfinite().all() and part.offset.isfinite().all())
     assert bool(plan.margin.isfinite().all()) and not (plan.targets == 0).any()
+
+
+# The learning curve: real rows that scarcity left out, as if it had not.
+
+HELD = [2, 7, 9]
+
+
+def reserve(split: str = "reserve", origin: str = "real", counts: list[int] = HELD) -> object:
+    made = rows(images(sum(counts), 100), labels(counts), split, origin, "r")
+    return made.take(np.random.default_rng(1).permutation(len(made)))
+
+
+def with_reserve(most: int = 8, seed: int = 0) -> Material:
+    return Material.of(train(), CLASSES[:3]).with_reserve(reserve(), CLASSES[:3], most=most, seed=seed)
+
+
+def extra_rows(m: int, stuff: Material, recipe: Recipe = Recipe()) -> list[tuple[int, int]]:  # noqa: B008
+    """(class, grey level) of the rows that an arm of the curve has besides the train rows."""
+    plan = Arm("curve", recipe, extra=m).build(stuff, 0)
+    n = sum(COUNTS)
+    assert pixels(plan)[:n] == list(range(n)) and plan.n_added == 0
+    return list(zip(plan.targets[n:].tolist(), pixels(plan)[n:], strict=True))
+
+
+def test_the_rows_of_a_short_curve_are_among_those_of_a_longer_one() -> None:
+    stuff = with_reserve()
+    held = [extra_rows(m, stuff) for m in (1, 3, 8)]
+    assert [np.bincount([c for c, _ in found], minlength=3).tolist() for found in held] == [[1, 1, 1], [2, 3, 3], [2, 7, 8]]
+    assert set(held[0]) < set(held[1]) < set(held[2]) and len(set(held[2])) == 17
+    first = np.cumsum([0, *HELD]) + 100
+    assert all(first[c] <= level < first[c + 1] for c, level in held[2])  # each with its own label
+    assert stuff.reserve_counts(3).tolist() == [2, 3, 3]
+    # What is held for a longer curve does not change a shorter one; another seed does.
+    assert extra_rows(3, with_reserve(most=3)) == held[1] != extra_rows(3, with_reserve(seed=1))
+    assert held[1] != [(c, first[c] + i) for c, n in enumerate([2, 3, 3]) for i in range(n)]  # drawn, not the first ones
+
+
+def test_the_enlarged_rows_are_the_train_rows_of_which_priors_and_margins_are_taken() -> None:
+    stuff, n = with_reserve(), np.array(COUNTS) + np.array([2, 4, 4])
+    plan = Arm("curve", Recipe(tau=1.0, margin=0.5), extra=4).build(stuff, 0)
+    np.testing.assert_allclose(plan.offset, np.log(n / n.sum()), rtol=1e-6)
+    np.testing.assert_allclose(plan.draw, 1 / n.sum())
+    np.testing.assert_allclose(plan.margin, 0.5 * (n.min() / n) ** 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(recipes(CONFIG)))
+def test_without_extra_rows_the_reserve_changes_nothing(name: str) -> None:
+    bare, held = Material.of(train(), CLASSES[:3]), with_reserve()
+    assert same(Arm(name, recipes(CONFIG)[name]).build(bare, 0), Arm(name, recipes(CONFIG)[name]).build(held, 0))
+
+
+@pytest.mark.parametrize("wrong", [("train", "real"), ("val", "real"), ("test", "real"), ("reserve", "synthetic")])
+def test_a_learning_curve_takes_real_rows_in_reserve_alone(wrong: tuple[str, str]) -> None:
+    with pytest.raises(LeakError):
+        Material.of(train(), CLASSES[:3]).with_reserve(reserve(*wrong), CLASSES[:3], most=2, seed=0)
+    with pytest.raises(LeakError, match="reserve"):
+        Material.of(reserve(), CLASSES[:3])
+
+
+def test_a_reserve_without_rows_adds_none() -> None:
+    stuff = Material.of(train(), CLASSES[:3]).with_reserve(reserve(counts=[0, 0, 0]), CLASSES[:3], most=4, seed=0)
+    assert stuff.reserve_counts(4).tolist() == [0, 0, 0] and extra_rows(4, stuff) == []

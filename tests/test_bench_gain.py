@@ -13,12 +13,16 @@ from benchmarks import gain
 from pipeline.errors import InputError
 
 
-def project(folder: Path, estimate: float) -> Path:
+def project(folder: Path, estimate: float, worth: float | None = None) -> Path:
     interval = {"estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.02}
     metrics = {
         "verdict": "no_gain", "best_real_arm": "augment", "generator": "vae",
         "gain": {"balanced_accuracy": interval, "tail_recall": interval},
     }  # fmt: skip
+    if worth is not None:
+        metrics["worth"] = {
+            "curve": [[0, 0.8, 0.7, 0.9], [100, 0.9, 0.8, 1.0]], "real_images_per_class": worth, "low": 0.0, "high": 100.0
+        }  # fmt: skip
     details = {
         "per_seed": {"augment": {"balanced_accuracy": [0.8, 0.9]}, "synthetic": {"balanced_accuracy": [0.82, 0.93]}},
         "choice": {"dose": 0.3, "labels": "soft"},
@@ -44,8 +48,24 @@ def test_rows_are_those_of_the_project_and_other_data_sets_stay(tmp_path: Path) 
     assert found == [("digits", m, 0.02) for m in metrics] + [("mnist", m, 0.03) for m in metrics]
     assert [r["value"] for r in written[0] if r["dataset"] == "mnist" and r["arm"] == "synthetic"] == ["0.82", "0.93"]
     text = gain.page(*written)
-    assert "| mnist | **no_gain** | augment | vae, 0.3, soft | +3.0 [+2.0, +5.0] | +3.0 [+2.0, +5.0] |" in text
+    assert "| mnist | **no_gain** | augment | vae, 0.3, soft | +3.0 [+2.0, +5.0] | +3.0 [+2.0, +5.0] | – |" in text
     assert "| synthetic | 0.875 | 0.820 0.930 |" in text and text.index("| digits |") < text.index("| mnist |")
+
+
+@pytest.mark.parametrize(("worth", "said"), [(4.26, "4.3 [0, > 100]"), (0.0, "0 [0, > 100]"), (100.0, "> 100 [0, > 100]")])
+def test_the_worth_in_real_images_is_a_row_and_a_column(tmp_path: Path, worth: float, said: str) -> None:
+    gains, summary = gain.rows("mnist", project(tmp_path / "mnist", 0.01, worth))
+    found = {row["metric"]: (row["estimate"], row["low"], row["high"]) for row in summary}
+    assert found["worth_real_images_per_class"] == (worth, 0.0, 100.0) and found["worth_curve_end"] == (100, 100, 100)
+    other = gain.rows("digits", project(tmp_path / "digits", 0.02))  # without a curve
+    every = [
+        gain.merged(tmp_path / "gain.csv", gain.GAIN, gains + other[0]),
+        gain.merged(tmp_path / "summary.csv", gain.SUMMARY, summary + other[1]),
+    ]
+    table = gain.page(*every).split("\n\n")[2].splitlines()
+    assert table[0].endswith("| worth in images |") and len({line.count("|") for line in table}) == 1
+    assert table[2].startswith("| digits ") and table[2].endswith("| – |")
+    assert table[3].startswith("| mnist ") and table[3].endswith(f"| {said} |")
 
 
 def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,10 +79,13 @@ def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeyp
             for i in range(3):
                 Image.new("L", (8, 8), 40 * i + ord(label)).save(source / split / label / f"{split}{i}.png")
     (source / "list.json").write_text("[]")
-    monkeypatch.setitem(gain.DATASETS, "small", gain.Dataset("small", "list.json", {"classifier.steps": 7}))
+    monkeypatch.setitem(
+        gain.DATASETS, "small", gain.Dataset("small", "list.json", {"classifier.steps": 7, "arms.curve": [5, 20]})
+    )
     place = gain.lay("small", tmp_path / "sets", ["real", "crt"])
     params = yaml.safe_load((place / "params.yaml").read_text())
     assert params["arms"]["real"] == ["real", "crt"] and params["arms"]["null_controls"] and params["classifier"]["steps"] == 7
+    assert params["arms"]["curve"] == [5, 20]
     assert params["scarcity"]["kind"] == "ids" and (place / params["scarcity"]["ids"]).read_text() == "[]"
     monkeypatch.setitem(gain.DATASETS, "small", gain.Dataset("small"))
     again = yaml.safe_load((gain.lay("small", tmp_path / "sets", ["real"]) / "params.yaml").read_text())

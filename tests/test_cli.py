@@ -20,7 +20,7 @@ from toy import ROOT
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
 from pipeline.generators import registry
-from tailforge import project, settings, survey
+from tailforge import project, running, settings, survey
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
@@ -31,6 +31,23 @@ def test_help_imports_nothing_heavy(command: Command) -> None:
     heavy = "{'torch', 'prefect', 'pandas', 'numpy', 'pyarrow', 'pydantic', 'yaml', 'PIL'}"
     command(sys.executable, "-c", f"import sys, tailforge.cli; assert not {heavy} & set(sys.modules)", cwd=ROOT)
     assert "doctor" in command(*MAIN, "--help", cwd=ROOT).stdout
+
+
+# --- the result
+
+
+def test_the_worth_in_real_images_is_printed_where_it_was_measured(tmp_path: Path) -> None:
+    score = {"estimate": 0.9, "low": 0.8, "high": 0.95}
+    metrics = {
+        "arms": {"synthetic": {"balanced_accuracy": score}}, "gain": {"balanced_accuracy": score}, "verdict": "gain",
+        "best_real_arm": "augment",
+    }  # fmt: skip
+    worth = {"real_images_per_class": 12.3, "low": 2.0, "high": 30.0, "beyond": False, "high_beyond": True}
+    said = "synthetic is worth about 12 real images a class [2.0, more than 30]\n"
+    for value, there in ((metrics, False), (metrics | {"worth": worth}, True)):
+        out = io.StringIO()
+        running.show(value, tmp_path, out)
+        assert (said in out.getvalue()) == there and "report: " in out.getvalue()
 
 
 # --- settings

@@ -45,6 +45,8 @@ def test_every_setting_carries_a_comment() -> None:
         (lambda v: v["classifier"].pop("lr"), r"classifier\.lr is missing"),
         (lambda v: v.update(generators=[]), r"generators=\[\]; expected"),
         (lambda v: v.update(generators=["gann"]), r"generators\.0='gann'"),
+        (lambda v: v["arms"].update(curve=[10, 10]), r"arms\.curve=\[10, 10\]; expected numbers in ascending order"),
+        (lambda v: v["arms"].update(curve=[0, 10]), r"arms\.curve\.0=0; expected greater than or equal to 1"),
         (lambda v: v.pop("flow_matching"), r"section flow_matching is missing"),
         (lambda v: v.update(data=3), r"data=3"),
     ],

@@ -167,6 +167,12 @@ def outs(entry: dict[str, Any]) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in listed]
 
 
+def test_only_train_real_opens_the_reserve() -> None:
+    made = [name for name, entry in DVC.items() if "data/prepared/reserve.parquet" in outs(entry)]
+    readers = [name for name, entry in DVC.items() if "data/prepared/reserve.parquet" in entry["deps"]]
+    assert (made, readers) == (["prepare"], ["train_real"])
+
+
 def test_only_evaluate_opens_the_test_set() -> None:
     readers = [
         name for name, entry in DVC.items() if "data/prepared/test.parquet" in entry["deps"] or "data/prepared" in entry["deps"]

@@ -133,6 +133,26 @@ def test_2_judges_never_see_validation_rows(tmp_path: Path) -> None:
         Judges.fit(val, CLASSES, settings=SHIPPED.judges, flips="none", seed=0, folder=tmp_path)
 
 
+def test_2_the_reserve_is_opened_for_the_learning_curve_alone(tmp_path: Path) -> None:
+    assert callers("reserve") == {"classifier/selection.py"}
+    assert mentions("reserve.parquet") == {"prepared.py", "stages/train.py"}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert [name for name, stage in stages.items() if any("reserve.parquet" in str(d) for d in stage["deps"])] == ["train_real"]
+    (tmp_path / "peek.py").write_text("def run(data):\n    return data.reserve(), 'prepared/reserve.parquet'\n")
+    assert callers("reserve", tmp_path) == mentions("reserve.parquet", tmp_path) == {"peek.py"}
+
+
+@pytest.mark.parametrize("what", ["generator", "judges", "classifier", "reference"])
+def test_2_fitting_anything_on_a_row_in_reserve_raises(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits_project.write(tmp_path)
+    file = tmp_path / "prepared/train.parquet"
+    stray = Prepared(tmp_path / "prepared").reserve().table.slice(0, 1)
+    pq.write_table(pa.concat_tables([Manifest.read(file).table, stray]), file)
+    with pytest.raises(LeakError, match="reserve"):
+        fits(tmp_path)[what]()
+
+
 # 3. One seed.
 
 

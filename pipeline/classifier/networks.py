@@ -35,7 +35,8 @@ def build(config: Classifier, shape: tuple[int, int, int], n_classes: int, cosin
     if cosine is not None:
         # After the linear layer was drawn, and from its weights: no other weight depends on the kind of the last layer.
         setattr(network, head_name(network), Cosine(head(network).get_parameter("weight"), cosine))
-    return network
+    # A step of `small` on the processor takes 1.2 to 1.5 times as long with channels first.
+    return network.to(memory_format=torch.channels_last)
 
 
 def head(network: nn.Module) -> nn.Module:

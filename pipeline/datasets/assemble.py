@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import work
 from pipeline.config import Data
 from pipeline.datasets.decide import Decision
-from pipeline.datasets.split import SIDES, TEST, TRAIN, VAL
+from pipeline.datasets.split import FILES, SIDES, TEST, TRAIN, VAL
 from pipeline.manifest import SCHEMA
 
 ROW_GROUP = 1024
@@ -55,7 +55,7 @@ def real_rows(shards: list[Path], decision: Decision, side: int) -> Iterator[pa.
         if len(here):
             rows, taken = here + start, pq.read_table(shard, columns=["image", "label", "pixel_hash"]).take(here)
             ids, groups = decision.sample_ids.take(rows), decision.sample_ids.take(decision.group[rows])
-            yield _table(taken, sample_id=ids, group=groups, split=SIDES[side], origin="real", sources=[])
+            yield _table(taken, sample_id=ids, group=groups, split=FILES[side], origin="real", sources=[])
         start = stop
 
 

@@ -4,6 +4,8 @@
     left out     the same pixels under two labels; what an official split has on two sides
     sides        the official ones, or carved from the rest: test, then validation
     scarcity     thins train; what it drops goes to a carved test set where nothing of its group stays in train or val
+    reserve      what scarcity dropped and no test set took, where nothing of its group stands in val or test: it counts as left
+                 out, and serves one question alone, how many more real images would have done what synthetic ones did
 
 Every choice is a function of the seed and of the rows in the order of their source.
 """
@@ -20,7 +22,7 @@ from pipeline import seeds
 from pipeline.config import Params
 from pipeline.datasets import duplicates, lists, scarcity, split
 from pipeline.datasets.rows import FORMATS, natural
-from pipeline.datasets.split import OUT, SIDES, TEST, TRAIN, VAL
+from pipeline.datasets.split import OUT, RESERVE, SIDES, TEST, TRAIN, VAL
 from pipeline.errors import DataError
 
 
@@ -32,12 +34,12 @@ class Decision:
     sample_ids: pa.ChunkedArray  # (n,)
     classes: list[str]
     labels: np.ndarray  # (n,) index into classes
-    side: np.ndarray  # (n,) TRAIN, VAL, TEST or OUT
+    side: np.ndarray  # (n,) TRAIN, VAL, TEST, RESERVE or OUT
     group: np.ndarray  # (n,) first row of the group
     official_test: bool
     groups_known: bool = False
     near_duplicates: int = 0  # rows with another that shows the same
-    reasons: dict[int, str] = field(default_factory=dict)  # why a readable row is OUT
+    reasons: dict[int, str] = field(default_factory=dict)  # why a readable row is OUT or RESERVE
     warnings: list[str] = field(default_factory=list)
 
     def counts(self, side: int) -> np.ndarray:
@@ -226,6 +228,8 @@ def _thin(made: Decision, kept: np.ndarray, params: Params) -> None:
         made.side[free] = TEST
         for row in free.tolist():
             del made.reasons[row]
+    judged_on = made.group[(made.side == VAL) | (made.side == TEST)]  # those among `dropped` that went to test included
+    made.side[dropped[~np.isin(made.group[dropped], judged_on)]] = RESERVE
 
 
 def _check_sides(made: Decision) -> None:

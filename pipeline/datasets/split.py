@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAIN, VAL, TEST, OUT = 0, 1, 2, 3
+TRAIN, VAL, TEST, RESERVE, OUT = 0, 1, 2, 3, 4
 SIDES = ("train", "val", "test")
+FILES = (*SIDES, "reserve")
 
 
 def carve(

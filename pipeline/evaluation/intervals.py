@@ -71,17 +71,25 @@ def resample(targets: np.ndarray, groups: np.ndarray, *, n_seeds: int, n: int, s
     return Resamples(counts[group], np.vstack([np.ones(n_seeds), seeds]))
 
 
+def resampled(values: np.ndarray, seeds: np.ndarray, confidence: float) -> np.ndarray:
+    """theta (R + 1,), row 0 the estimate: values (R + 1, S) under `seeds` (R + 1, S) of Resamples. Linear in the values."""
+    s = seeds.shape[1]
+    centre = values.mean(1)
+    spread = (values * seeds).sum(1) / s - centre
+    upper = (1 + confidence) / 2
+    widen = np.sqrt(s / (s - 1)) * stats.t.ppf(upper, s - 1) / stats.norm.ppf(upper) if s > 1 else 0.0
+    theta: np.ndarray = centre + widen * spread
+    theta[0] = centre[0]
+    return theta
+
+
 def interval(values: np.ndarray, seeds: np.ndarray, confidence: float) -> Interval:
     """The interval of a metric or a difference of two: values (R + 1, S) under `seeds` (R + 1, S) of Resamples.
 
     Resamples without a value (a class that vanished with a rarer one) are left out. Rounded to six decimals, so that what is
     decided by an interval is decided by what is printed.
     """
-    s = seeds.shape[1]
-    centre = values.mean(1)
-    spread = (values * seeds).sum(1) / s - centre
-    upper = (1 + confidence) / 2
-    widen = np.sqrt(s / (s - 1)) * stats.t.ppf(upper, s - 1) / stats.norm.ppf(upper) if s > 1 else 0.0
-    theta = (centre + widen * spread)[1:]
+    estimate, *rest = resampled(values, seeds, confidence)
+    theta, upper = np.array(rest), (1 + confidence) / 2
     low, high = np.quantile(theta[np.isfinite(theta)], [1 - upper, upper])
-    return Interval(*(round(float(v), 6) for v in (centre[0], low, high)))
+    return Interval(*(round(float(v), 6) for v in (estimate, low, high)))

@@ -19,11 +19,12 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.arms import recipes
 from pipeline.classifier import train as classifier
 from pipeline.classifier.selection import read_choice
 from pipeline.config import ENSEMBLE, Params
-from pipeline.evaluation import reference
-from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
+from pipeline.evaluation import reference, worth
+from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import strata, verdict
 from pipeline.generators import registry
@@ -145,6 +146,11 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     def table(one: Scored) -> dict[str, Any]:
         return {name: read(values).within(0.0, 1.0).json() for name, values in one.metrics.items()}
 
+    def accuracy(arm: str) -> np.ndarray:
+        return arms[arm].metrics["balanced_accuracy"]
+
+    means = {name: float(row["mean"]) for name, row in choices.real["validation"].items()}
+    own = str(choices.real["best_real_arm"])  # the recipe itself; the rival may be `replay`
     gains = {name: gain(arm, arms[rival]) for name, arm in arms.items() if name != rival}
     generators = {}
     for family in choices.families:
@@ -163,7 +169,15 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "generators": generators,
         "arms": {name: table(arm) for name, arm in arms.items()},
         "reference": {name: table(scored[name]) for name in references},
+        "decomposition": {
+            part: read(accuracy(arm) - accuracy(over)).json() | {"arm": arm, "over": over}
+            for part, (arm, over) in worth.parts(means, own, recipes(params.classifier)).items()
+        },
     }
+    if points := choices.real.get("curve"):
+        of_points = [predictions(runs / "real/curve" / str(p["extra"]), seeds, images, targets) for p in points]
+        curve = [accuracy(own), *(p.balanced_accuracy(resamples.weights) for p in of_points)]
+        metrics["worth"] = _worth(points, curve, accuracy("synthetic"), resamples, settings.confidence)
     present = np.unique(targets)
     per_class = {
         metric: {
@@ -187,6 +201,21 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "settings": params.model_dump(mode="json", by_alias=True),
     }
     return Results(metrics, [(arm, name, value) for arm, rows in gains.items() for name, value in rows.items()], details)
+
+
+def _worth(
+    points: Sequence[Mapping[str, Any]], curve: Sequence[np.ndarray], synthetic: np.ndarray, made: Resamples, confidence: float
+) -> dict[str, Any]:
+    """The learning curve and the worth on it: `curve` holds scores (R + 1, S) without more images, then at each of `points`."""
+    extra = [0, *(int(point["extra"]) for point in points)]
+    known = [interval(values, made.seeds, confidence).within(0.0, 1.0) for values in curve]
+    line = np.stack([resampled(values, made.seeds, confidence) for values in curve], 1)
+    scores = resampled(synthetic, made.seeds, confidence)
+    return {
+        "curve": [[m, i.estimate, i.low, i.high] for m, i in zip(extra, known, strict=True)],
+        "added": [0, *(sum(point["added"]) for point in points)],
+        **worth.in_real_images(extra, np.array(points[-1]["added"]), line, scores, confidence),
+    }
 
 
 def _choice(choices: Choices) -> dict[str, Any]:
@@ -222,6 +251,8 @@ def _warnings(
         out.append(f"too few accepted images to fill {', '.join(missing)}")
     if missing := [classes[c] for c in family["missing"]["none"]]:
         out.append(f"no accepted image of {', '.join(missing)}, so that synthetic_only cannot know them")
+    if params.arms.curve:
+        out += _curve_warnings(classes, choices.real.get("curve"))
     for name in params.generators:
         traits = registry.family(name).traits
         if traits.pretrained:
@@ -233,3 +264,13 @@ def _warnings(
         if row["balanced_accuracy"]["estimate"] > best:
             out.append(f"{name} beats the best real-only arm: the classifier is not tuned to these data")
     return out
+
+
+def _curve_warnings(classes: list[str], points: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if not points:
+        return ["scarcity left no real image out that could serve a learning curve: worth in real images unknown"]
+    last = points[-1]
+    short = [name for name, n in zip(classes, last["added"], strict=True) if n < last["extra"]]
+    if not short:
+        return []
+    return [f"the learning curve ends with fewer than {last['extra']} more images of {', '.join(short)}: there are no more"]

@@ -8,16 +8,18 @@ A value outside the scale is drawn as an arrow at its edge: the number stands be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from markupsafe import Markup
 
-from pipeline.report.words import Interval
+from pipeline.report.words import Interval, percent
 
 EDGE = 3.0  # per cent of the width kept free on each side
 HEIGHT = 36
+CURVE_HEIGHT = 180
 _MARKS = {
     "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "diamond": "M0-7 7 0 0 7-7 0z",
@@ -116,6 +118,36 @@ def pair(scale: Scale, real: Interval, synthetic: Interval, *, said: str) -> Mar
     """One class: the real-only arm above, the synthetic arm below, on one scale."""
     rows = _whisker(scale, real, 12, "circle", "real") + _whisker(scale, synthetic, 24, "diamond", "synthetic")
     return _svg(_grid(scale, HEIGHT) + rows, HEIGHT, said)
+
+
+def curve(
+    across: Scale, up: Scale, points: Sequence[tuple[float, Interval]], level: float | None, worth: Interval, *, said: str
+) -> Markup:
+    """Scores of real-only runs over `across`, joined; the score `level` of the synthetic arm lies across, its worth on it.
+
+    y rises from the lowest tick of `up` at the bottom to its highest at the top.
+    """
+    top, bottom = 8.0, CURVE_HEIGHT - 8.0
+
+    def y(score: float) -> float:
+        return round(bottom - (bottom - top) * (score - up.low) / (up.high - up.low), 1)
+
+    body = _grid(across, CURVE_HEIGHT)
+    for tick in up.ticks:
+        body += _line(EDGE, 100 - EDGE, y(tick), "grid")
+        body += Markup('<text x="0%" dx="-6" y="{}" text-anchor="end">{}</text>').format(y(tick) + 4, percent(tick))
+    known = [(across.at(m), score) for m, score in points if score.estimate is not None]
+    for (x1, a), (x2, b) in pairwise(known):
+        body += Markup('<line x1="{}%" x2="{}%" y1="{}" y2="{}" class="whisker real"/>').format(
+            x1, x2, y(a.known[0]), y(b.known[0])
+        )
+    for x, score in known:
+        low, high = min(score.known), max(score.known)
+        body += Markup('<line x1="{0}%" x2="{0}%" y1="{1}" y2="{2}" class="whisker real"/>').format(x, y(low), y(high))
+        body += _mark(x, y(score.known[0]), "circle", "mark real")
+    if level is not None:
+        body += _line(EDGE, 100 - EDGE, y(level), "level") + _whisker(across, worth, y(level), "diamond", "synthetic")
+    return _svg(body, CURVE_HEIGHT, said)
 
 
 def axis(scale: Scale, label: Callable[[float], str]) -> Markup:

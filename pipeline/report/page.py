@@ -209,6 +209,8 @@ def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str
     rows, axis = tables.recall(details, best)
     rivals = metrics.get("generators") or {}
     return {
+        "curve": tables.learning_curve(metrics.get("worth") or {}, arms),
+        "parts": tables.parts(metrics.get("decomposition") or {}),
         "panels": [p for m in ("balanced_accuracy", "tail_recall") if (p := tables.forest(gains, m, best))],
         "arm_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in names],
         "arm_rows": tables.arm_rows(arms, names, best),

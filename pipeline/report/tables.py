@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,35 @@ def forest(gains: Mapping[tuple[str, str], Interval], metric: str, best: str) ->
         ],
         figures.axis(scale, points),
     )
+
+
+def learning_curve(worth: Mapping[str, Any], arms: Mapping[str, Mapping[str, object]]) -> dict[str, Any] | None:
+    """What the synthetic images are worth in real ones: sentence, drawing, axis; None where no curve was measured."""
+    if not worth.get("curve"):
+        return None
+    points = [(float(m), Interval(*scores)) for m, *scores in worth["curve"]]
+    score = Interval.of(arms.get("synthetic", {}).get("balanced_accuracy")).estimate
+    across = Scale.spanning([m for m, _ in points])
+    levels = [v for _, i in points for v in i.known] + ([] if score is None else [score])
+    up = Scale.spanning(levels, within=(0.0, 1.0))
+    said = words.real_images(worth)
+    ends = (("real_images_per_class", "beyond"), ("low", "low_beyond"), ("high", "high_beyond"))
+    place = Interval(*(math.inf if worth.get(beyond) else worth.get(end) for end, beyond in ends))
+    return {
+        "said": said,
+        "total": f"{'more than ' if worth.get('beyond') else ''}{words.images(worth.get('real_images'))}",
+        "figure": figures.curve(across, up, points, score, place, said=f"learning curve: synthetic images are {said}"),
+        "axis": figures.axis(across, words.images),
+    }
+
+
+def parts(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, Interval]]:
+    """(name, what it says, the two arms, points) of each part of the gain that was measured."""
+    return [
+        (name, note, f"{found[part].get('arm')} − {found[part].get('over')}", Interval.of(found[part]))
+        for part, (name, note) in words.PARTS.items()
+        if part in found
+    ]
 
 
 def metric_names(arms: Mapping[str, Mapping[str, object]]) -> list[str]:

@@ -207,6 +207,33 @@ def verdict(word: str, gain: Interval) -> tuple[str, str]:
     }[word]
 
 
+PARTS = {
+    "prior_shift": ("Prior shift", "what a logit offset gives alone, to compare with: no part of the gain"),
+    "regularisation": ("Regularisation", "what the dose and the labels give with train images in the place of new ones"),
+    "new_content": ("New content", "what only the new images give"),
+}
+
+
+def images(value: float | None) -> str:
+    """A number of images that need not be whole: 0, 3.4, 34, 1,234."""
+    if value is None:
+        return NONE
+    return f"{value:.1f}" if 0 < value < 9.95 else f"{value:,.0f}"
+
+
+def real_images(worth: Mapping[str, object]) -> str:
+    """What metrics.json says of the worth: worth about 34 real images a class [12, more than 300]."""
+    about, low, high = (
+        f"more than {images(_finite(worth.get(name)))}" if worth.get(beyond) else images(_finite(worth.get(name)))
+        for name, beyond in (("real_images_per_class", "beyond"), ("low", "low_beyond"), ("high", "high_beyond"))
+    )
+    if about == "0":
+        about = "no"
+    elif not worth.get("beyond"):
+        about = f"about {about}"
+    return f"worth {about} real images a class [{low}, {high}]"
+
+
 def advice(
     word: str, *, best: str, recipe: str, family: str | None, accepted: int, made: int, dose: float | None, labels: str | None
 ) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.prepared import Prepared
 def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, verdicts: Path, out: Path) -> None:
     """Write measures.json into folder `out`."""
     data, fitted = Prepared(prepared), registry.family(family).load(model)
-    settings = (params.seed, params.data.flips, params.sample.fill_to)
+    settings = (params.seed, params.data.flips)
     sections = (params.classifier.model_dump(), params.measure.model_dump(), params.evaluate.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     with work.resumable(out, settings, sections, *rows, model, pool, verdicts / "summary.json") as folder:

@@ -1,4 +1,4 @@
-"""prepare: images as they come -> data/prepared, real rows on three sides and synthetic rows that were made elsewhere."""
+"""prepare: images as they come -> data/prepared, real rows on three sides and in reserve, synthetic rows made elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.config import FAMILIES, Params
 from pipeline.datasets import assemble, external, intake, lists
 from pipeline.datasets.decide import decide
 from pipeline.datasets.rows import rows
-from pipeline.datasets.split import SIDES
+from pipeline.datasets.split import FILES, SIDES
 
 
 def run(params: Params, out: Path) -> None:
-    """Write train, val, test and external.parquet, dataset.json and inputs.json into `out`. Raises DataError."""
+    """Write train, val, test, reserve and external.parquet, dataset.json and inputs.json into `out`. Raises DataError."""
     data = params.data
     elsewhere = Path(params.families["external"]["path"]) if "external" in params.generators else None
     settings = [section.model_dump() for section in (data, params.split, params.scarcity)]
@@ -24,7 +24,7 @@ def run(params: Params, out: Path) -> None:
         decision = decide(table, intake.thumbnails(shards, folder), params)
         hashes = [
             assemble.write_manifest(folder / f"{name}.parquet", assemble.real_rows(shards, decision, side))
-            for side, name in enumerate(SIDES)
+            for side, name in enumerate(FILES)
         ]
         odd, inputs = intake.set_aside(table), dict.fromkeys(FAMILIES)
         others = []
@@ -34,5 +34,7 @@ def run(params: Params, out: Path) -> None:
             odd += intake.set_aside(intake.columns(others))
         hash_of_others = assemble.write_manifest(folder / "external.parquet", assemble.external_rows(others))
         inputs["external"] = hash_of_others if elsewhere else None
-        work.write_json(folder / "dataset.json", assemble.describe(decision, data, odd, work.key(*hashes)))
+        # Every stage reads dataset.json, and none but train_real may notice the reserve: it is no part of the fingerprint.
+        fingerprint = work.key(*hashes[: len(SIDES)])
+        work.write_json(folder / "dataset.json", assemble.describe(decision, data, odd, fingerprint))
         work.write_json(folder / "inputs.json", inputs)

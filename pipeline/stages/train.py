@@ -21,7 +21,7 @@ def run(
     verdicts: Path | None = None,
     real: Path | None = None,
 ) -> None:
-    """Write <arm>/<seed>.safetensors and choice.json into `out`.
+    """Write <arm>/<seed>.safetensors and choice.json into `out`; without a family also curve/<m>/<seed>.safetensors.
 
     For the family `ensemble`, `pool` and `verdicts` are the folders of all families; nothing is written where it is not wanted.
     """
@@ -29,8 +29,10 @@ def run(
     settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     if family is None:
-        with work.resumable(out, settings, *rows) as folder:
-            selection.real_only(params, selection.campaign(params, data), folder)
+        curve = [prepared / "reserve.parquet"] if params.arms.curve else []
+        with work.resumable(out, settings, *rows, *curve) as folder:
+            shared = selection.campaign(params, data)
+            selection.real_only(params, selection.with_reserve(params, data, shared) if curve else shared, folder)
         return
     if pool is None or verdicts is None or real is None:
         raise InputError(f"train --family {family}", expected="--pool, --verdicts and --real as well")

@@ -70,7 +70,7 @@ def test_a_teachers_opinion_is_learned_whatever_the_adjustment() -> None:
     opinion = np.array([0.2, 0.3, 0.5])
     for tau in (0.0, 1.0):
         stuff = blank((10, 10, 10))
-        stuff = replace(stuff, opinions=np.tile(opinion, (32, 1)), pool_opinions=np.tile(opinion, (30, 1)))
+        stuff = replace(stuff, pool_opinions=np.tile(opinion, (30, 1)))
         arm = Arm("x", Recipe(tau=tau), "accepted", dose=1.0, labels="soft")
         np.testing.assert_allclose(fitted(arm.build(stuff, 0)), opinion, atol=0.03)
 

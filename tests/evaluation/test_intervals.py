@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
+from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
 from pipeline.evaluation.verdict import strata, verdict
 
 
@@ -60,6 +60,16 @@ def test_with_seeds_alone_the_interval_is_the_t_interval() -> None:
     low, high = stats.t.interval(0.95, 11, scores.mean(), scores.std(ddof=1) / np.sqrt(12))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.0015)
     assert found.estimate == pytest.approx(scores.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_spread_of_few_seeds_is_that_of_a_t_interval(n: int) -> None:
+    r = np.random.default_rng(0)
+    scores = r.normal(0.8, 0.02, n)
+    seeds = np.vstack([np.ones(n), r.multinomial(n, np.full(n, 1 / n), size=40000)])
+    theta = resampled(np.broadcast_to(scores, (40001, n)), seeds, 0.95)
+    expected = scores.std(ddof=1) / np.sqrt(n) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    assert theta[1:].std() == pytest.approx(expected, rel=0.02) and theta[0] == pytest.approx(scores.mean())
 
 
 def test_resamples_without_a_value_are_left_out() -> None:

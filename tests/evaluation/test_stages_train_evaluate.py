@@ -17,10 +17,14 @@ import pytest
 import torch
 
 from pipeline import config, weights
+from pipeline.arms import recipes, replays
+from pipeline.classifier import selection
 from pipeline.classifier import train as classifier
 from pipeline.classifier.packed import Campaign
 from pipeline.errors import DataError, InputError, LeakError
 from pipeline.manifest import Manifest
+from pipeline.prepared import Prepared
+from pipeline.seeds import derive
 from pipeline.stages import evaluate, train
 
 
@@ -109,10 +113,25 @@ def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, mo
     material = seen[0].material
     networks = [classifier.load(project.runs / "real" / best / f"{i}.safetensors") for i in range(2)]
     for images, opinions in (
-        (material.images, material.opinions), (material.pool_images, material.pool_opinions),
+        (material.moved, material.moved_opinions), (material.pool_images, material.pool_opinions),
     ):  # fmt: skip
         expected = np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0)
         np.testing.assert_allclose(opinions, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["logit_adjustment", "augment", "cutmix", "mixup"])
+def test_replay_with_opinions_moves_and_mixes_as_the_teachers_recipe_does(name: str, project: Project) -> None:
+    pool = Manifest.read(project.folder / "pools/naive")
+    shared = selection.campaign(PARAMS, Prepared(project.prepared), pool)
+    recipe = recipes(PARAMS.classifier)[name]
+    moved = selection._moved(shared, recipe)
+    material = shared.material
+    again = material.images[replays(material, np.arange(len(moved)), derive(shared.seed, "moved"))]
+    assert (moved == again).all() == (name == "logit_adjustment")
+    assert np.array_equal(moved, selection._moved(shared, recipe))
+    if name == "cutmix":  # most of each image is as without a partner
+        same = (np.abs(moved.astype(int) - selection._moved(shared, recipes(PARAMS.classifier)["augment"])) < 1).mean((1, 2, 3))
+        assert 0.3 < same.mean() < 0.9
 
 
 def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
@@ -158,11 +177,13 @@ def test_when_nothing_helps_dose_zero_is_the_real_recipe(project: Project, monke
     assert any("dose 0" in warning for warning in details["warnings"])
 
 
-def test_a_pool_without_an_accepted_image_gives_the_real_recipe(project: Project) -> None:
-    params = digits_project.params(evaluate={"bootstrap": 100})
-    file = project.folder / "verdicts/naive/images.parquet"
-    table = pq.read_table(file)
+@pytest.mark.parametrize("made", [120, 0])
+def test_a_pool_without_an_accepted_image_gives_the_real_recipe(made: int, project: Project) -> None:
+    params = digits_project.params(evaluate={"bootstrap": 100}, arms={"real": ["augment"]})
+    file, pool = project.folder / "verdicts/naive/images.parquet", project.folder / "pools/naive/part-00000.parquet"
+    table = pq.read_table(file)[:made]
     pq.write_table(table.set_column(2, "accepted", [[False] * len(table)]), file)
+    pq.write_table(pq.read_table(pool)[:made], pool)
     project.real(params)
     assert project.family(params)["dose"] == 0.0
     metrics, _, details = project.evaluate(params)
@@ -225,6 +246,150 @@ def test_a_stage_that_was_killed_goes_on_run_by_run(done: Project, project: Proj
     next(iter(partial)).unlink()
     project.real(PARAMS)
     assert contents(project.runs / "real") == whole
+
+
+CURVE = digits_project.params(arms={"curve": [2, 4, 6, 9], "doses": [0.5]}, evaluate={"bootstrap": 200})
+HELD = np.array(digits_project.RESERVE)
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("curve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        project = Project(digits_project.write(folder))
+        project.real(CURVE)
+        project.family(CURVE)
+        yield project
+
+
+def test_the_curve_has_every_seed_at_each_point_that_adds_rows(done: Project, curved: Project) -> None:
+    plain, with_curve = contents(done.runs / "real"), contents(curved.runs / "real")
+    # No class has 9 images in reserve, so that 9 would be 6 once more.
+    extra = {f"curve/{m}/{i}.safetensors" for m in (2, 4, 6) for i in range(2)}
+    assert set(with_curve) == set(plain) | extra
+    found = choice(curved, "real")
+    points = found.pop("curve")
+    assert found == choice(done, "real")
+    assert [(p["extra"], p["added"]) for p in points] == [(m, np.minimum(HELD, m).tolist()) for m in (2, 4, 6)]
+    assert all(plain[f] == with_curve[f] for f in plain if f != "choice.json")  # the other runs are as without a curve
+    assert len({with_curve[f] for f in extra}) == len(extra)
+    for m in (2, 4, 6):
+        cards = [weights.load(curved.runs / f"real/curve/{m}/{i}.safetensors")[1] for i in range(2)]
+        assert [(card["arm"], card["number"], card["dose"]) for card in cards] == [(f"curve/{m}", i, 0.0) for i in range(2)]
+
+
+def test_a_point_of_the_curve_is_the_recipe_on_the_enlarged_train_set(curved: Project, project: Project) -> None:
+    """The rows in reserve put into train.parquet give the same weights, and so the same steps, seeds and priors."""
+    import pyarrow as pa
+
+    from pipeline.arms import Material
+    from pipeline.prepared import Prepared
+
+    data = Prepared(curved.prepared)
+    held = Material.of(data.train(), data.classes).with_reserve(data.reserve(), data.classes, most=9, seed=0)
+    chosen = held.enlarged(2).images[len(data.train()) :]
+    rows = data.reserve()
+    pixels = [image.tobytes() for image in rows.images().numpy()]
+    taken = rows.take(np.array([pixels.index(image.tobytes()) for image in chosen])).table
+    taken = taken.set_column(taken.schema.get_field_index("split"), "split", [["train"] * len(taken)])
+    pq.write_table(pa.concat_tables([data.train().table, taken]), project.prepared / "train.parquet")
+    best = choice(curved, "real")["best_real_arm"]
+    project.real(digits_project.params(arms={"real": [best]}))
+    for i in range(2):
+        ours, whole = (weights.load(f)[0] for f in (
+            curved.runs / f"real/curve/2/{i}.safetensors", project.runs / "real" / best / f"{i}.safetensors"
+        ))  # fmt: skip
+        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_worth_stands_in_the_metrics(curved: Project) -> None:
+    from sklearn.metrics import balanced_accuracy_score
+
+    metrics, gains, details = curved.evaluate(CURVE)
+    worth, best = metrics["worth"], choice(curved, "real")["best_real_arm"]
+    assert metrics["arms"][best] != metrics["arms"]["synthetic"]
+    assert [point[0] for point in worth["curve"]] == [0, 2, 4, 6]
+    assert worth["added"] == [0, *(int(np.minimum(HELD, m).sum()) for m in (2, 4, 6))]
+    assert worth["curve"][0][1:] == [metrics["arms"][best]["balanced_accuracy"][key] for key in ("estimate", "low", "high")]
+    test = Manifest.read(curved.prepared / "test.parquet")
+    y = test.targets(digits_project.CLASSES).numpy()
+    for m, estimate, low, high in worth["curve"][1:]:
+        networks = [classifier.load(curved.runs / f"real/curve/{m}/{i}.safetensors") for i in range(2)]
+        scores = [balanced_accuracy_score(y, classifier.predict(n, test.images()).argmax(1)) for n in networks]
+        assert estimate == pytest.approx(np.mean(scores), abs=1e-6) and low <= high
+    assert 0 <= worth["low"] <= worth["high"] <= 6 and 0 <= worth["real_images_per_class"] <= 6
+    assert any("fewer than 6 more images of 0, 1" in w for w in details["warnings"])
+    assert not any("curve" in row["arm"] for row in gains) and set(details["per_seed"]) == set(metrics["arms"])
+
+
+def test_without_a_curve_nothing_is_trained_opened_or_written(done: Project, project: Project) -> None:
+    (project.prepared / "reserve.parquet").unlink()
+    project.real(PARAMS)
+    project.family(PARAMS)
+    assert contents(project.runs) == contents(done.runs)
+    metrics, _, details = project.evaluate(PARAMS)
+    assert "worth" not in metrics and "curve" not in choice(project, "real")
+    assert not any("curve" in warning for warning in details["warnings"])
+
+
+def test_an_empty_reserve_is_told(project: Project) -> None:
+    file = project.prepared / "reserve.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    assert project.real(CURVE)["curve"] == []
+    project.family(CURVE)
+    metrics, _, details = project.evaluate(CURVE)
+    assert "worth" not in metrics and any("learning curve" in warning for warning in details["warnings"])
+
+
+def test_a_killed_curve_goes_on_run_by_run(curved: Project, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.work.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            project.real(CURVE)
+    partial = list((project.folder / ".tailforge/partial").rglob("curve/*/*.safetensors"))
+    assert len(partial) == 6
+    partial[0].unlink()
+    kept = {f"{f.parent.name}/{f.name}": f.stat().st_mtime_ns for f in partial[1:]}
+    project.real(CURVE)
+    assert kept == {name: (project.runs / "real/curve" / name).stat().st_mtime_ns for name in kept}
+    assert contents(project.runs / "real") == contents(curved.runs / "real")
+
+
+def test_a_reserve_that_knows_validation_or_test_rows_stops_the_stage(project: Project) -> None:
+    file = project.prepared / "reserve.parquet"
+    table = pq.read_table(file)
+    val = Manifest.read(project.prepared / "val.parquet").column("group")[0]
+    groups = [val, *table["group"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("group"), "group", [groups]), file)
+    with pytest.raises(LeakError, match="validation"):
+        project.real(CURVE)
+    pq.write_table(pq.read_table(project.prepared / "test.parquet"), file)
+    with pytest.raises(LeakError, match="test"):
+        project.real(CURVE)
+    assert not (project.runs / "real").exists()
+
+
+def test_the_parts_of_a_gain_are_paired_differences(curved: Project, project: Project) -> None:
+    params = digits_project.params(arms={"real": ["real", "logit_adjustment"]}, evaluate={"bootstrap": 100})
+    project.real(params)
+    project.family(params)
+    for made, settings in ((curved, CURVE), (project, params)):
+        metrics, best = made.evaluate(settings)[0], choice(made, "real")["best_real_arm"]
+        parts = metrics["decomposition"]
+        pairs = {"regularisation": ("replay", best), "new_content": ("synthetic", "replay")}
+        if made is project:  # no arm of the other has an offset
+            pairs["prior_shift"] = ("logit_adjustment", "real")
+        assert {name: (part["arm"], part["over"]) for name, part in parts.items()} == pairs
+        score = {arm: row["balanced_accuracy"]["estimate"] for arm, row in metrics["arms"].items()}
+        for part in parts.values():
+            assert part["estimate"] == pytest.approx(score[part["arm"]] - score[part["over"]], abs=2e-6)
+            assert part["low"] <= part["high"]
+        whole = parts["regularisation"]["estimate"] + parts["new_content"]["estimate"]
+        assert whole == pytest.approx(score["synthetic"] - score[best], abs=4e-6)
 
 
 def test_metrics_have_the_promised_form(done: Project) -> None:

@@ -64,3 +64,19 @@ def test_labels_are_escaped() -> None:
     drawn = figures.interval(Scale.spanning([]), Interval(0.0), synthetic=True, said='"><script>')
     assert "<script>" not in drawn and "&lt;script&gt;" in drawn
     assert ">+2<" in figures.axis(Scale.spanning([-0.02, 0.02]), points)
+
+
+def test_a_curve_is_drawn_where_its_numbers_are() -> None:
+    across, up = Scale.spanning([0.0, 100.0]), Scale.spanning([0.8, 0.9])
+    points = [(0.0, Interval(0.8, 0.79, 0.81)), (40.0, Interval(0.9, 0.88, 0.91)), (100.0, Interval(0.85))]
+    drawn = figures.curve(across, up, points, 0.85, Interval(20.0, 10.0, 100.0), said="a curve")
+    joined = re.findall(r'<line x1="([\d.]+)%" x2="([\d.]+)%" y1="([\d.]+)" y2="([\d.]+)" class="whisker real"', drawn)
+    segments = [tuple(map(float, line)) for line in joined if line[0] != line[1]]
+    assert [(a, b) for a, b, *_ in segments] == [(across.at(0.0), across.at(40.0)), (across.at(40.0), across.at(100.0))]
+    (first, top), (_, last) = segments[0][2:], segments[1][2:]
+    assert top < last < first and last == (top + first) / 2  # a higher score stands higher
+    level = re.search(r'y1="([\d.]+)" y2="([\d.]+)" class="level"', drawn)
+    assert level and float(level[1]) == float(level[2]) == last
+    assert f'<svg x="{across.at(20.0)}%" y="{last}"' in drawn and figures._MARKS["diamond"] in drawn
+    assert drawn.count(figures._MARKS["circle"]) == 3
+    assert "whisker" not in figures.curve(across, up, [], None, Interval(None), said="")

@@ -139,6 +139,36 @@ def test_a_family_that_is_no_longer_asked_for_is_not_shown(make: Make) -> None:
     assert "external" not in plain(project.render()).replace("external.parquet", "")
 
 
+def test_the_worth_in_real_images_stands_beneath_the_verdict_and_with_its_curve(make: Make) -> None:
+    project = make()
+    html = project.render()
+    text, said = plain(html), "worth about 23 real images a class [4.3, more than 100]"
+    assert text.index(f"The synthetic images are {said}.") < text.index("What to do next")
+    assert f"{said}, 222 in all: with so many more the best real-only recipe would score the same." in text
+    assert f'aria-label="learning curve: synthetic images are {said}"' in html
+    project.change("metrics.json", lambda m: m["worth"].update(real_images_per_class=100.0, beyond=True, real_images=900.0))
+    text = plain(project.render())
+    assert "worth more than 100 real images a class [4.3, more than 100], more than 900 in all: with so many" in text
+    nothing = {"real_images_per_class": 0.0, "low": 0.0, "beyond": False, "real_images": 0.0}
+    project.change("metrics.json", lambda m: m["worth"].update(nothing))
+    text = plain(project.render())
+    assert "worth no real images a class [0, more than 100]." in text and "in all:" not in text
+    project.change("metrics.json", lambda m: m.pop("worth"))
+    assert "real images a class" not in plain(project.render())
+
+
+def test_the_parts_of_the_gain_stand_with_their_arms(make: Make) -> None:
+    project = make()
+    text = plain(project.render())
+    assert f"no part of the gain +2.0 0.9 to 3.1 {BEST} − augment" in text
+    assert f"train images in the place of new ones −0.6 −1.9 to 0.7 replay − {BEST}" in text
+    assert "New content what only the new images give +2.7 1.3 to 4.1 synthetic − replay" in text
+    project.change("metrics.json", lambda m: m["decomposition"].pop("prior_shift"))
+    assert "Prior shift" not in plain(project.render())
+    project.change("metrics.json", lambda m: m.pop("decomposition"))
+    assert "Parts of the gain" not in plain(project.render())
+
+
 def test_families_stand_beside_each_other(make: Make) -> None:
     text = plain(make(families=("flow_matching", "naive", "external")).render())
     table = text.split("Families beside each other")[-1]
@@ -361,7 +391,9 @@ def nothing_rare(project: Project) -> str:
 
 
 def nothing_but_the_verdict(project: Project) -> str:
-    project.change("metrics.json", lambda m: [m.pop(k) for k in ("arms", "reference", "generators", "generator")])
+    project.change(
+        "metrics.json", lambda m: [m.pop(k) for k in ("arms", "reference", "generators", "generator", "worth", "decomposition")]
+    )
     project.change(
         "data/evaluation/details.json",
         lambda d: [d.pop(k) for k in list(d) if k not in ("classes", "train_counts", "confidence")],

@@ -67,3 +67,26 @@ def test_advice_follows_the_reason(word: str, accepted: int, made: int, dose: fl
     assert said in " ".join(told)
     assert "mixup" in " ".join(told)
     assert "flow_matching" not in " ".join(told)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "0"), (0.04, "0.0"), (3.44, "3.4"), (9.96, "10"), (33.6, "34"), (1234.4, "1,234"), (None, "–")]
+)
+def test_a_number_of_images_is_as_exact_as_it_is_small(value: float | None, said: str) -> None:
+    assert words.images(value) == said
+
+
+def test_the_worth_says_where_an_end_is_open() -> None:
+    worth = {
+        "real_images_per_class": 34.2,
+        "low": 0.0,
+        "high": 300.0,
+        "beyond": False,
+        "low_beyond": False,
+        "high_beyond": True,
+    }
+    assert words.real_images(worth) == "worth about 34 real images a class [0, more than 300]"
+    assert words.real_images(worth | {"high": 80.4, "high_beyond": False}).endswith("about 34 real images a class [0, 80]")
+    beyond = {"real_images_per_class": 300.0, "low": 300.0, "beyond": True, "low_beyond": True}
+    assert words.real_images(worth | beyond) == "worth more than 300 real images a class [more than 300, more than 300]"
+    assert words.real_images(worth | {"real_images_per_class": 0.0}) == "worth no real images a class [0, more than 300]"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets.making import ROOT, folders, params, picture
+from PIL import Image
 
 from pipeline import config, work
 from pipeline.config import Params
@@ -246,6 +247,96 @@ def test_what_scarcity_drops_goes_to_test_but_never_beside_its_group():
     assert sum(map(len, before.values())) + made.info["n_left_out"] == 80 and made.info["n_left_out"] <= 8
     discarded = prepared(folder_params(data={"groups": "g.json"}, scarcity={**scarce, "dropped": "discard"}))
     assert ids(discarded)["train"] == before["train"] and ids(discarded)["test"] < before["test"]
+
+
+def held(made: Prepared) -> set[str]:
+    rows = made.reserve()
+    assert rows.table.schema == SCHEMA and set(rows.column("split")) <= {"reserve"} and set(rows.column("origin")) <= {"real"}
+    return set(rows.column("sample_id"))
+
+
+def test_the_reserve_holds_what_scarcity_left_out_beside_an_official_test_set():
+    folders(Path("raw"), {"train/a": 40, "train/b": 40, "test/a": 4, "test/b": 4})
+    assert held(prepared(folder_params())) == set()
+    before = ids(Prepared(OUT))
+    plain = (OUT / "dataset.json").read_bytes()
+    made = prepared(folder_params(scarcity={"kind": "counts", "counts": {"a": 9, "b": 2}}))
+    after = ids(made)
+    assert held(made) == before["train"] - after["train"] and len(held(made)) == made.info["n_left_out"] > 50
+    assert not held(made) & (after["val"] | after["test"])
+    assert {entry["reason"] for entry in made.info["left_out"]} == {"scarcity"} and set(made.info["counts"]) == set(after)
+    prepare.run(folder_params(), OUT)
+    assert (OUT / "dataset.json").read_bytes() == plain
+
+
+def test_what_was_left_out_for_another_reason_is_not_in_reserve():
+    folders(Path("raw"), {"train/a": 20, "train/b": 20, "test/a": 4, "test/b": 4})
+    for place in "ab":
+        picture(999).save(f"raw/train/{place}/both-{place}.png")
+    Path("raw/train/a/broken.png").write_bytes(b"no image")
+    made = prepared(folder_params(scarcity={"kind": "counts", "counts": {"a": 2, "b": 2}}))
+    assert made.info["n_left_out"] == len(held(made)) + 2 and made.info["n_set_aside"] == 1
+    assert not {"both-a", "both-b", "broken"} & held(made)
+
+
+def test_more_images_in_reserve_are_new_to_nobody_else():
+    """The fingerprint of dataset.json, and the rows of each side, are as before."""
+    folders(Path("raw"), {f"{side}/{c}": 6 for side in ("train", "val", "test") for c in "ab"})
+    Path("raw/list.json").write_text(json.dumps({"a": ["0000", "0001"], "b": ["0006"]}))
+    scarce = folder_params(scarcity={"kind": "ids", "ids": "list.json"})
+    first, few, files = prepared(scarce).info, held(Prepared(OUT)), contents()
+    picture(999).save("raw/train/a/more.png")
+    again, more, others = prepared(scarce).info, held(Prepared(OUT)), contents()
+    assert more == few | {"more"} and first["fingerprint"] == again["fingerprint"]
+    assert all(files[f"{side}.parquet"] == others[f"{side}.parquet"] for side in ("train", "val", "test"))
+
+
+def test_what_went_to_a_carved_test_set_is_not_in_reserve():
+    folders(Path("raw"), {"a": 40, "b": 40})
+    Path("raw/g.json").write_text(json.dumps([{"id": f"{i:04d}", "group": i // 2} for i in range(80)]))
+    scarce = {"kind": "counts", "counts": {"a": 5, "b": 3}}
+    made = prepared(folder_params(data={"groups": "g.json"}, scarcity=scarce))
+    elsewhere = {int(s) // 2 for side in ("val", "test") for s in ids(made)[side]}
+    partners = held(made)  # the other half of a pair of which one image stayed in train
+    assert partners and not {int(s) // 2 for s in partners} & elsewhere
+    assert {int(s) // 2 for s in partners} <= {int(s) // 2 for s in ids(made)["train"]}
+    discarded = prepared(folder_params(data={"groups": "g.json"}, scarcity={**scarce, "dropped": "discard"}))
+    assert held(discarded) > partners
+    assert not {int(s) // 2 for s in held(discarded)} & {int(s) // 2 for side in ("val", "test") for s in ids(discarded)[side]}
+
+
+def test_an_image_with_a_relative_in_val_or_test_is_not_in_reserve():
+    """No split leaves such an image in train; the rule does not rest on that."""
+    import pyarrow as pa
+
+    from pipeline.datasets import decide
+    from pipeline.datasets.split import OUT as LEFT_OUT
+    from pipeline.datasets.split import RESERVE, TEST, TRAIN, VAL
+
+    side = np.array([TRAIN] * 8 + [VAL, TEST])
+    group = np.array([0, 1, 2, 3, 4, 5, 8, 9, 8, 9])
+    names = pa.chunked_array([pa.array([str(i) for i in range(10)])])
+    made = decide.Decision(names, names, ["a", "b"], np.array([0, 1] * 5), side, group, official_test=True)
+    stays = np.isin(np.arange(10), [0, 1])
+    decide._thin(made, stays, folder_params(scarcity={"kind": "ids"}))
+    assert made.side.tolist() == [TRAIN] * 2 + [RESERVE] * 4 + [LEFT_OUT] * 2 + [VAL, TEST]
+    assert set(made.reasons.values()) == {"scarcity"} and set(made.reasons) == set(range(2, 8))
+
+
+@pytest.mark.parametrize("how", ["identical", "near", "grouped"])
+def test_a_copy_of_a_test_image_never_comes_into_reserve(how):
+    folders(Path("raw"), {"train/a": 20, "train/b": 20, "test/a": 4, "test/b": 4})
+    twin = sorted(Path("raw/test/a").iterdir())[0]
+    if how == "grouped":
+        Path("raw/groups.json").write_text(json.dumps([{"id": "twin", "group": 1}, {"id": twin.stem, "group": 1}]))
+        picture(999).save("raw/train/a/twin.png")
+    else:
+        image = Image.open(twin)
+        (image if how == "identical" else image.point(lambda level: min(255, level + 1))).save("raw/train/a/twin.png")
+    changes = {"data": {"groups": "groups.json"}} if how == "grouped" else {}
+    scarce = {"kind": "counts", "counts": {"a": 1, "b": 1}}
+    made = prepared(folder_params(split={"on_identical": "drop"}, scarcity=scarce, **changes))
+    assert "twin" not in held(made) | ids(made)["train"] and len(held(made)) > 10
 
 
 def test_listed_ids_are_train_exactly_and_val_comes_from_the_others():

@@ -1,0 +1,77 @@
+"""`python -m benchmarks.null [DATASET]`: how often no difference at all is called a gain.
+
+A/A: forty runs of the best real-only recipe of a project that benchmarks.gain has run, under forty seeds. Two times five of
+them are drawn at random, 1,000 times, and compared as `synthetic` is with the best real-only arm: the same resamples,
+intervals and verdict, on validation rows. Nothing differs but seeds, so that `gain` and `harm` should each be read in 2.5 %
+at most. Written to benchmarks/results/null.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+
+import numpy as np
+import torch
+
+from benchmarks.gain import PLACE, RESULTS
+from pipeline import config, work
+from pipeline.arms import Arm, recipes
+from pipeline.classifier import selection, train
+from pipeline.classifier.packed import Run, train_all
+from pipeline.errors import InputError, TailforgeError
+from pipeline.evaluation.intervals import interval, resample
+from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.verdict import verdict
+from pipeline.prepared import Prepared
+from pipeline.seeds import numpy_rng
+
+RUNS, PAIRS = 40, 1000
+
+
+def verdicts(name: str) -> dict[str, object]:
+    """Train what is missing and compare."""
+    place = PLACE / name
+    params, data = config.read(place / "params.yaml"), Prepared(place / "data/prepared")
+    shared, val = selection.campaign(params, data), data.val()
+    best = str(selection.read_choice(place / "data/runs/real")["best_real_arm"])
+    arm = Arm(best, recipes(params.classifier)[best])
+    runs = [Run(arm, i, PLACE / "null" / name / f"{i}.safetensors") for i in range(RUNS)]
+    train_all(shared, runs)
+
+    n, images = params.arms.seeds, torch.from_numpy(shared.val_images)
+    resamples = resample(shared.val_targets, val.column("group"), n_seeds=n, n=params.evaluate.bootstrap, seed=params.seed)
+    predicted = Predictions(np.stack([train.predict(train.load(run.file), images) for run in runs]), shared.val_targets)
+    accuracy = predicted.balanced_accuracy(resamples.weights)  # (R + 1, RUNS)
+    drawn, r = collections.Counter[str](), numpy_rng(params.seed, "null")
+    for _ in range(PAIRS):
+        a, b = r.permutation(RUNS)[: 2 * n].reshape(2, n)
+        drawn[verdict(interval(accuracy[:, a] - accuracy[:, b], resamples.seeds, params.evaluate.confidence))] += 1
+    return {
+        "dataset": name,
+        "arm": best,
+        "runs": RUNS,
+        "pairs": PAIRS,
+        **{k: drawn[k] / PAIRS for k in ("gain", "no_gain", "harm")},
+    }
+
+
+def main() -> None:
+    """Print and write the shares."""
+    parser = argparse.ArgumentParser(description="How often no difference at all is called a gain.")
+    parser.add_argument("dataset", nargs="?", default="digits", metavar="DATASET")
+    name = parser.parse_args().dataset
+    try:
+        if not (PLACE / name / "metrics.json").is_file():
+            raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
+        found = verdicts(name)
+    except TailforgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    work.write_json(RESULTS / "null.json", found)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

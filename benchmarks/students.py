@@ -1,0 +1,108 @@
+"""`python -m benchmarks.students [DATASET …]`: what makes a student of synthetic images good, one change at a time.
+
+On projects that benchmarks.gain has run: the best real-only recipe, the pools, eight seeds, scores on validation rows alone.
+All plans have the same number of steps; d is the paired mean difference to the recipe itself, plus or minus its standard
+error over seeds. The tables go into docs/experiments.md, between the marks; runs that are there are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gain import PLACE
+from pipeline import config, work
+from pipeline.arms import Arm, Material, TrainingPlan, recipes, replays, synthetic_arms
+from pipeline.classifier import selection, train
+from pipeline.classifier.packed import Campaign, Run, train_all
+from pipeline.config import ENSEMBLE
+from pipeline.errors import InputError, TailforgeError
+from pipeline.manifest import Manifest
+from pipeline.prepared import Prepared
+
+SEEDS = range(8)
+PAGE, START, END = Path("docs/experiments.md"), "<!-- students -->", "<!-- /students -->"
+
+
+@dataclass(frozen=True)
+class Restless(Arm):
+    """A student that moves and mixes its rows as its teacher did."""
+
+    def build(self, material: Material, seed: int) -> TrainingPlan:
+        """As Arm's."""
+        moved, mix, alpha = self.recipe.transform, self.recipe.mix, self.recipe.mix_alpha
+        return replace(super().build(material, seed), transform=moved, mix=mix, mix_alpha=alpha)
+
+
+def table(name: str, place: Path) -> str:
+    """Train what is missing of the project at `place` and compare. Raises DataError where its runs are missing."""
+    params = config.read(place / "params.yaml")
+    data, runs, folder = Prepared(place / "data/prepared"), place / "data/runs", PLACE / "students" / name
+    members = [family for family in params.pools if family != ENSEMBLE]
+    pool = Manifest.read(*(place / "data/pools" / family for family in members))
+    accepted = selection.accepted_rows(pool, [place / "data/verdicts" / family / "images.parquet" for family in members])
+    best = str(selection.read_choice(runs / "real")["best_real_arm"])
+    recipe, teacher = (
+        recipes(params.classifier)[best],
+        [runs / "real" / best / f"{i}.safetensors" for i in range(params.arms.seeds)],
+    )
+    shared = selection.judged(selection.campaign(params, data, pool, accepted), recipe, teacher)
+    still = _still(shared, teacher)
+
+    plans: dict[str, tuple[Campaign, Arm]] = {f"`{best}` itself, real images alone": (shared, Arm(best, recipe))}
+    for dose in (0.5, 0.75):
+        for labels in ("hard", "soft"):
+            plans[f"synthetic, {labels}, share {dose}"] = shared, synthetic_arms(recipe, dose=dose, labels=labels)["synthetic"]
+    soft = synthetic_arms(recipe, dose=0.75, labels="soft")
+    values = {key: getattr(soft["synthetic"], key) for key in ("name", "recipe", "adds", "dose", "labels")}
+    plans["synthetic, soft, share 0.75, rejected images too"] = shared, soft["synthetic_unfiltered"]
+    plans["synthetic, soft, share 0.75, rows moved and mixed"] = shared, Restless(**values)
+    plans["train images, moved and mixed, soft, share 0.75"] = shared, soft["replay"]
+    plans["train images as they are, soft, share 0.75"] = still, soft["replay"]
+
+    lines = [f"{name}: {params.classifier.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
+    lines += ["| plan | balanced accuracy | d, points |", "|---|---|---|"]
+    base: np.ndarray | None = None
+    for i, (words, (campaign, arm)) in enumerate(plans.items()):
+        mine = [Run(arm, seed, folder / f"{i}-{arm.name}" / f"{seed}.safetensors") for seed in SEEDS]
+        train_all(campaign, mine)
+        scores = np.array([run.score for run in mine])
+        base = scores if base is None else base
+        d = 100 * (scores - base)
+        error = f"{d.mean():+.1f} ± {d.std(ddof=1) / np.sqrt(len(d)):.1f}" if i else ""
+        lines.append(f"| {words} | {scores.mean():.3f} | {error} |")
+    together = train.balanced_accuracy(selection.opinions(teacher, shared.val_images), shared.val_targets)
+    return "\n".join([*lines, f"| the teacher, {len(teacher)} runs together | {together:.3f} | |"])
+
+
+def _still(shared: Campaign, teacher: list[Path]) -> Campaign:
+    """`shared` with train images that nothing has moved in the place of moved ones."""
+    material = shared.material
+    rows = replays(material, np.arange(len(material.pool_targets)), shared.seed)
+    own = selection.opinions(teacher, material.images)[rows]
+    return replace(shared, material=replace(material, moved=material.images[rows], moved_opinions=own))
+
+
+def main() -> None:
+    """Replace what stands between the marks."""
+    parser = argparse.ArgumentParser(description="What makes a student of synthetic images good.")
+    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET")
+    try:
+        tables = []
+        for name in parser.parse_args().datasets:
+            if not (PLACE / name / "metrics.json").is_file():
+                raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
+            tables.append(table(name, PLACE / name))
+        before, rest = PAGE.read_text(encoding="utf-8").split(START)
+        work.write(PAGE, f"{before}{START}\n" + "\n\n".join(tables) + f"\n{END}{rest.split(END)[1]}")
+    except TailforgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
