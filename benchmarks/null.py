@@ -37,7 +37,9 @@ def verdicts(name: str) -> dict[str, object]:
     shared, val = selection.campaign(params, data), data.val()
     best = str(selection.read_choice(place / "data/runs/real")["best_real_arm"])
     arm = Arm(best, recipes(params.classifier)[best])
-    runs = [Run(arm, i, PLACE / "null" / name / f"{i}.safetensors") for i in range(RUNS)]
+    # Runs of another state of the project are none of this one's.
+    folder = PLACE / "null" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
+    runs = [Run(arm, i, folder / f"{i}.safetensors") for i in range(RUNS)]
     train_all(shared, runs)
 
     n, images = params.arms.seeds, torch.from_numpy(shared.val_images)

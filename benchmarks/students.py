@@ -41,15 +41,15 @@ class Restless(Arm):
 def table(name: str, place: Path) -> str:
     """Train what is missing of the project at `place` and compare. Raises DataError where its runs are missing."""
     params = config.read(place / "params.yaml")
-    data, runs, folder = Prepared(place / "data/prepared"), place / "data/runs", PLACE / "students" / name
+    data, runs = Prepared(place / "data/prepared"), place / "data/runs"
+    # Runs of another state of the project are none of this one's.
+    folder = PLACE / "students" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
     members = [family for family in params.pools if family != ENSEMBLE]
     pool = Manifest.read(*(place / "data/pools" / family for family in members))
     accepted = selection.accepted_rows(pool, [place / "data/verdicts" / family / "images.parquet" for family in members])
     best = str(selection.read_choice(runs / "real")["best_real_arm"])
-    recipe, teacher = (
-        recipes(params.classifier)[best],
-        [runs / "real" / best / f"{i}.safetensors" for i in range(params.arms.seeds)],
-    )
+    recipe = recipes(params.classifier)[best]
+    teacher = [runs / "real" / best / f"{i}.safetensors" for i in range(params.arms.seeds)]
     shared = selection.judged(selection.campaign(params, data, pool, accepted), recipe, teacher)
     still = _still(shared, teacher)
 

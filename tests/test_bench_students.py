@@ -29,6 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / students.PLACE / "small"
     place.mkdir(parents=True)
     (place / "metrics.json").write_text("{}")
+    (place / "dvc.lock").write_text("as it was run")
     text = settings.apply((digits_project.ROOT / "params.yaml").read_text(), SMALL)
     (place / "params.yaml").write_text(text)
     digits_project.write(place / "data")
@@ -84,6 +85,21 @@ def test_a_project_that_was_not_run_is_named(
         with pytest.raises(SystemExit) as stopped:
             module.main()
         assert stopped.value.code == 2 and "make bench-gain DATASETS=digits" in capsys.readouterr().err
+
+
+def test_runs_of_another_state_of_the_project_are_not_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(null, "RUNS", 4)
+    monkeypatch.setattr(null, "PAIRS", 2)
+    trained: list[list[Path]] = []
+    train_all = null.train_all
+    monkeypatch.setattr(
+        null, "train_all", lambda s, runs: (trained.append([r.file for r in runs if not r.file.exists()]), train_all(s, runs))
+    )
+    for _ in range(2):
+        null.verdicts("small")
+    (place / "dvc.lock").write_text("run again")
+    null.verdicts("small")
+    assert [len(files) for files in trained] == [4, 0, 4]
 
 
 def test_a_gain_of_nothing_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

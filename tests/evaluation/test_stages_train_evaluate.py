@@ -54,15 +54,18 @@ class Project:
 PARAMS = digits_project.params(evaluate={"bootstrap": 200})
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("digits")
+def trained(folder: Path, params: config.Params) -> Iterator[Project]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         project = Project(digits_project.write(folder))
-        project.real(PARAMS)
-        project.family(PARAMS)
+        project.real(params)
+        project.family(params)
         yield project
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    yield from trained(tmp_path_factory.mktemp("digits"), PARAMS)
 
 
 @pytest.fixture
@@ -254,13 +257,7 @@ HELD = np.array(digits_project.RESERVE)
 
 @pytest.fixture(scope="module")
 def curved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("curve")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        project = Project(digits_project.write(folder))
-        project.real(CURVE)
-        project.family(CURVE)
-        yield project
+    yield from trained(tmp_path_factory.mktemp("curve"), CURVE)
 
 
 def test_the_curve_has_every_seed_at_each_point_that_adds_rows(done: Project, curved: Project) -> None:
