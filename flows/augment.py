@@ -2,7 +2,7 @@
 
 DVC decides what has to run and keeps what came out; a task therefore has no cache and no persisted result of its own.
 Stages run one after the other in the flow's own thread: each uses the whole machine, and a signal to the flow reaches
-the stage that runs. No server is needed: without PREFECT_API_URL Prefect starts a temporary one.
+the stage that runs. No server is needed: where the user has named none a temporary one runs (flows/server.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,23 +20,22 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from flows import dvc
+from flows import dvc, server
 
 METRICS = ("balanced_accuracy", "tail_recall")
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def reproduce(project: Path, stage: str, *, force: bool = False) -> dvc.Outcome | State[Any]:
-    """Bring one DVC stage up to date: ran | cached | skipped, or a Failed state whose message is the stage's last lines.
+def reproduce(stage: str, outcomes: Iterator[dvc.Outcome]) -> dvc.Outcome | State[Any]:
+    """Follow DVC through its next stage: ran | cached | skipped, or a Failed state whose message is the stage's last lines.
 
     The state is returned and not raised: a traceback through Prefect would bury those lines.
     """
-    log = get_run_logger()
     try:
-        outcome = dvc.reproduce(project, stage, force=force, log=log.info)
+        outcome = next(outcomes)
     except dvc.StageFailed as failed:
         return Failed(message=str(failed), data=failed.exit_status)
-    log.info("%s: %s", stage, outcome)
+    get_run_logger().info("%s: %s", stage, outcome)
     return outcome
 
 
@@ -50,11 +50,12 @@ def augment(project: Path, force: Sequence[str] = ()) -> dict[str, dvc.Outcome] 
     stages = dvc.stages(project)
     for path in dvc.sweep(project, stages):
         get_run_logger().info("removed %s, which no stage makes any more", path)
-    for stage in stages:
-        state = reproduce(project, stage, force=stage in force, return_state=True)
-        if not state.is_completed():
-            return Failed(message=state.message, data=state.result(raise_on_failure=False))
-        outcomes[stage] = cast(dvc.Outcome, state.result())
+    with closing(dvc.reproduce(project, stages, force=force, log=lambda line: get_run_logger().info(line))) as ends:
+        for stage in stages:
+            state = reproduce(stage, ends, return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message, data=state.result(raise_on_failure=False))
+            outcomes[stage] = cast(dvc.Outcome, state.result())
     publish(project)
     return outcomes
 
@@ -84,7 +85,8 @@ def main(project: Path, force: Sequence[str]) -> int:
     """Run the flow; returns the failed stage's exit status, 1 for another failure."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_worth_reading)
-    state = augment(project, force, return_state=True)
+    with server.at_hand():
+        state = augment(project, force, return_state=True)
     if state.is_completed():
         return 0
     status = state.result(raise_on_failure=False) if state.is_failed() else 1

@@ -3,7 +3,7 @@
     stages      names in the order of dvc.yaml, which is topological (tests/test_dvc.py)
     changed     whether anything would run
     sweep       results of stages that are no more
-    reproduce   one stage: ran | cached | skipped
+    reproduce   stages, one after the other: ran | cached | skipped
 
 `--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
 another command holds the lock at its end.
@@ -12,6 +12,7 @@ another command holds the lock at its end.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -35,6 +36,7 @@ _OUTCOMES: dict[Outcome, re.Pattern[str]] = {
     "skipped": re.compile(r"^(Stage )?'[^']+' didn't change, skipping"),
     "cached": re.compile(r"^Stage '[^']+' is cached - skipping run"),
 }
+_BEGUN = re.compile(r"^(?:Running stage|Stage) '([^']+)'")
 _COMMAND = re.compile(r"^> ")  # DVC echoes the command; what follows is the stage's own
 _STATUS = re.compile(r"^ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
 _CHATTER = re.compile(
@@ -74,12 +76,15 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def supervised(command: Sequence[str], *, cwd: Path, output: int | IO[Any], grace: float) -> Iterator[subprocess.Popen[bytes]]:
-    """`command` under flows/supervisor.py; leaving the block early, by any exception, stops it and waits for its end."""
+def supervised(
+    command: Sequence[str], *, cwd: Path, output: int | IO[Any], grace: float, keep: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`command` under flows/supervisor.py, with the descriptors `keep` open; leaving the block early, by any exception, stops
+    it and waits for its end."""
     supervisor = [sys.executable, "-I", str(Path(__file__).with_name("supervisor.py")), str(grace)]
     process = subprocess.Popen(
         [*supervisor, *command], cwd=cwd, env=environment(), start_new_session=True,
-        stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+        stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, pass_fds=keep,
     )  # fmt: skip
     try:
         yield process
@@ -126,12 +131,24 @@ def sweep(project: Path, stages: Sequence[str]) -> list[str]:
     return found
 
 
-def reproduce(project: Path, stage: str, *, force: bool = False, log: Callable[[str], object] = print) -> Outcome:
-    """Bring one stage up to date. `log` gets its output line by line, as it comes. Raises StageFailed.
+def reproduce(
+    project: Path, stages: Sequence[str], *, force: Collection[str] = (), log: Callable[[str], object] = print
+) -> Generator[Outcome, None, None]:
+    """Bring `stages` up to date in this order, those in `force` even if nothing changed; yields the outcome of each.
 
-    An exception raised meanwhile in this thread (a signal's, a cancellation's) stops the stage before it passes on.
+    `log` gets their output line by line, as it comes; a stage's outcome comes before the first line of the next. Raises
+    StageFailed. Leaving early, by any exception within or by closing, stops the stage that runs before it passes on.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    for forced, names in itertools.groupby(stages, lambda stage: stage in force):
+        yield from _reproduce(project, list(names), ["--force"] if forced else [], log)
+
+
+def _reproduce(
+    project: Path, stages: Sequence[str], options: Sequence[str], log: Callable[[str], object]
+) -> Generator[Outcome, None, None]:
+    """One DVC process for all `stages`: its own start takes longer than most of what it does for a stage."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options, *stages]
+    done = 0
     outcome: Outcome = "ran"
     own: deque[str] | None = None
     last: deque[str] = deque(maxlen=20)
@@ -139,6 +156,11 @@ def reproduce(project: Path, stage: str, *, force: bool = False, log: Callable[[
     with supervised(command, cwd=project, output=subprocess.PIPE, grace=GRACE) as process:
         assert process.stdout is not None
         for line in _lines(process.stdout):
+            if (begun := _BEGUN.match(line)) and begun[1] in stages[done + 1 :]:
+                while stages[done] != begun[1]:
+                    yield outcome
+                    done += 1
+                outcome, own, last = "ran", None, deque(maxlen=20)
             outcome = next((name for name, pattern in _OUTCOMES.items() if pattern.match(line)), outcome)
             if failed := _STATUS.match(line):
                 status = int(failed[1])
@@ -148,8 +170,8 @@ def reproduce(project: Path, stage: str, *, force: bool = False, log: Callable[[
                 (last if own is None else own).append(line)
                 log(line)
     if process.returncode:
-        raise StageFailed(stage, status, own or last)
-    return outcome
+        raise StageFailed(stages[done], status, own or last)
+    yield from [outcome] * (len(stages) - done)
 
 
 def _ask(project: Path, *arguments: str) -> str:

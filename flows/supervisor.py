@@ -39,7 +39,7 @@ def main(grace: float, command: list[str]) -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, close_fds=False)  # those it was given
     if asked.is_set():
         stop()
     threading.Thread(target=_watch_asker, daemon=True).start()

@@ -10,17 +10,19 @@ Families are compared on validation rows (pipeline/measures.py); the test set st
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows import dvc
+from flows import dvc, warm
 from pipeline import work
 from pipeline.config import FAMILIES, Params
 from pipeline.errors import ConfigError, InputError, TailforgeError
@@ -109,20 +111,28 @@ def _reproduce(place: Path, families: Sequence[str]) -> dict[str, str]:
     except dvc.DvcError as error:
         raise InputError(str(error), remedy="see `tailforge doctor`") from None
     began = time.monotonic()
-    # Family after family, so that what is measured is there early; shared stages first.
-    order = sorted(stages, key=lambda stage: families.index(stage.partition("@")[2]) if "@" in stage else -1)
-    for number, stage in enumerate(order, 1):
-        family = stage.partition("@")[2]
-        if family in failed:
-            continue
-        print(f"[{number}/{len(order)}, {time.monotonic() - began:.0f} s] {stage}", file=sys.stderr, flush=True)
-        try:
-            dvc.reproduce(place, stage, log=lambda line: print(f"  {line}", file=sys.stderr, flush=True))
-        except dvc.StageFailed as error:
-            if not family:
-                raise TailforgeError(str(error)) from None
-            failed[family] = (error.lines or ("",))[-1].removeprefix("error: ")
+    shared = [stage for stage in stages if "@" not in stage]
+    of_family = {family: [stage for stage in stages if stage.partition("@")[2] == family] for family in families}
+    order = [*shared, *itertools.chain.from_iterable(of_family.values())]
+    # Shared stages first, then family after family, so that what is measured is there early.
+    with warm.process(place, grace=dvc.GRACE):
+        for family, names in {"": shared, **of_family}.items():
+            with closing(dvc.reproduce(place, names, log=_tell)) as outcomes:
+                for stage in names:
+                    number = f"{order.index(stage) + 1}/{len(order)}"
+                    print(f"[{number}, {time.monotonic() - began:.0f} s] {stage}", file=sys.stderr, flush=True)
+                    try:
+                        next(outcomes)
+                    except dvc.StageFailed as error:
+                        if not family:
+                            raise TailforgeError(str(error)) from None
+                        failed[family] = (error.lines or ("",))[-1].removeprefix("error: ")
+                        break
     return failed
+
+
+def _tell(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def _name(params: Params) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from flows import dvc
+from flows import dvc, warm
 from pipeline import config, work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
 from pipeline.report import words
@@ -98,7 +98,10 @@ def sources(folder: Path, params: config.Params) -> None:
 
 def _flow(folder: Path, force: Sequence[str]) -> None:
     command = [sys.executable, "-m", "flows.augment", *force]
-    with dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr) as process:
+    with (
+        warm.process(folder, grace=FLOW_GRACE),
+        dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr) as process,
+    ):
         process.wait()
     if process.returncode:
         raise Failed(process.returncode)

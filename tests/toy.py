@@ -47,13 +47,13 @@ if verb == "first":
         print("error: seed=13; expected a lucky one; change seed", file=sys.stderr)
         sys.exit(2)
     if "seed: 99" in settings:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        Path("pids").write_text(f"{os.getpid()} {child.pid}")
         def leave(*_):
             Path("left").write_text("saved")
             sys.exit(143)
         signal.signal(signal.SIGTERM, leave)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         print("waiting", flush=True)
+        Path("pids").write_text(f"{os.getpid()} {child.pid}")  # last: whoever reads it may end whoever hears this process
         time.sleep(600)
     Path("first.txt").write_text("".join(line for line in settings.splitlines() if line.startswith("seed:")))
 elif verb == "second":

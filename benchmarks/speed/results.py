@@ -108,8 +108,8 @@ trained as params.yaml says, 28 x 28 images with the steps that `tailforge init`
 
 A project of digits with tiny settings has the stages of the demo. `wall` is `tailforge run` from start to exit in the fresh
 project; `work` is what the same stages take when they are called again, in one process that has imported everything and has
-done them once. The difference is Prefect, DVC, start-up and imports, whatever the size of the work. `up_to_date` is a second
-`tailforge run`, which finds nothing to do: nothing is computed twice.
+done them once. The difference is Prefect, DVC, start-up and imports, whatever the size of the work; decisions/0007-warm.md says
+where it went. `up_to_date` is a second `tailforge run`, which finds nothing to do: nothing is computed twice.
 """,
 }
 

@@ -10,8 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from pipeline import config
-from pipeline.errors import TailforgeError
+from pipeline.stages import asking
 
 # verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
 VERBS = {
@@ -28,7 +27,12 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one stage; returns the exit status."""
+    """Run one stage; returns the exit status. A command (no `arguments`) lets the warm process run it, where there is one."""
+    if arguments is None and (status := asking.asked(sys.argv[1:])) is not None:
+        return status
+    from pipeline import config
+    from pipeline.errors import TailforgeError
+
     parser = argparse.ArgumentParser(prog="python -m pipeline.stages")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, options in VERBS.items():

@@ -85,6 +85,7 @@ def test_the_run_ends_in_a_verdict_and_leaves_no_dirt(
     finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command
 ) -> None:
     folder, done = finished
+    assert "no warm process" not in done.stderr
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["verdict"] in ("gain", "no_gain", "harm") and f"verdict: {metrics['verdict']}" in done.stdout
     assert set(metrics["generators"]) == {"naive", "flow_matching", "ensemble"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,57 @@ from toy import WAIT, alive, pids, setting, until
 from flows import dvc
 
 
+def quiet(_line: str) -> None:
+    pass
+
+
+def reproduce(folder: Path, *stages: str, force: bool = False) -> list[dvc.Outcome]:
+    return list(dvc.reproduce(folder, stages, force=stages if force else (), log=quiet))
+
+
 def test_stages_are_named_in_order(toy: Path) -> None:
     assert dvc.stages(toy) == ["first", "second@naive", "second@external", "last"]
 
 
 def test_skipped_ran_and_cached(toy: Path) -> None:
     assert not dvc.changed(toy)
-    assert dvc.reproduce(toy, "second@naive") == "skipped"
+    assert reproduce(toy, "second@naive") == ["skipped"]
     setting(toy, "shrinkage: 0.2", "shrinkage: 0.3")
     assert dvc.changed(toy)
-    assert [dvc.reproduce(toy, stage) for stage in dvc.stages(toy)] == ["skipped", "ran", "skipped", "skipped"]
+    assert reproduce(toy, *dvc.stages(toy)) == ["skipped", "ran", "skipped", "skipped"]
     setting(toy, "shrinkage: 0.3", "shrinkage: 0.2")
-    assert dvc.reproduce(toy, "second@naive") == "cached"
-    assert dvc.reproduce(toy, "second@naive", force=True) == "ran"
+    assert reproduce(toy, "second@naive") == ["cached"]
+    assert reproduce(toy, "second@naive", force=True) == ["ran"]
     assert not dvc.changed(toy)
+
+
+def test_some_stages_are_forced_and_each_line_comes_with_its_stage(toy: Path) -> None:
+    lines: list[str] = []
+    with closing(dvc.reproduce(toy, dvc.stages(toy), force=["first", "last"], log=lines.append)) as outcomes:
+        for stage, outcome in [("first", "ran"), ("second@naive", "skipped"), ("second@external", "skipped"), ("last", "ran")]:
+            lines.clear()
+            assert next(outcomes) == outcome
+            assert stage in lines[0] and not [line for line in lines if "Stage" in line and stage not in line]
+            assert (f"hello from {stage}" in lines) == (outcome == "ran")
+        assert list(outcomes) == []
+
+
+def test_no_stage_runs_after_one_that_failed(toy: Path) -> None:
+    setting(toy, "seed: 0", "seed: 13")
+    outcomes = dvc.reproduce(toy, ["second@naive", "first", "last"], force=["last"], log=quiet)
+    assert next(outcomes) == "skipped"
+    with pytest.raises(dvc.StageFailed) as caught:
+        next(outcomes)
+    assert (caught.value.stage, caught.value.exit_status) == ("first", 2) and list(outcomes) == []
+
+
+def test_closing_stops_the_stage_that_runs(toy: Path) -> None:
+    setting(toy, "seed: 0", "seed: 99")
+    outcomes = dvc.reproduce(toy, ["second@naive", "first"], log=quiet)
+    assert next(outcomes) == "skipped"
+    stage, child = pids(toy)
+    outcomes.close()
+    assert not alive(stage) and not alive(child) and (toy / "left").read_text() == "saved"
 
 
 def test_results_of_a_dropped_family_are_swept_and_come_back_from_the_cache(toy: Path) -> None:
@@ -37,12 +75,12 @@ def test_results_of_a_dropped_family_are_swept_and_come_back_from_the_cache(toy:
     assert dvc.sweep(toy, dvc.stages(toy)) == ["data/runs/external"]
     assert [path.name for path in (toy / "data/runs").iterdir() if path.is_dir()] == ["naive"]
     setting(toy, "[naive]", "[naive, external]")
-    assert dvc.reproduce(toy, "second@external") != "ran" and (toy / "data/runs/external/model").is_file()
+    assert reproduce(toy, "second@external") != ["ran"] and (toy / "data/runs/external/model").is_file()
 
 
 def test_output_comes_line_by_line_and_progress_now_and_then(toy: Path) -> None:
     lines: list[str] = []
-    dvc.reproduce(toy, "second@naive", force=True, log=lines.append)
+    assert list(dvc.reproduce(toy, ["second@naive"], force=["second@naive"], log=lines.append)) == ["ran"]
     assert "hello from second" in lines and "step 50 of 50" in lines
     assert sum(line.startswith("step") for line in lines) <= 3
     assert not [line for line in lines if "\r" in line or "git add" in line]
@@ -51,7 +89,7 @@ def test_output_comes_line_by_line_and_progress_now_and_then(toy: Path) -> None:
 def test_a_failed_stage_shows_its_own_last_lines_and_status(toy: Path) -> None:
     setting(toy, "seed: 0", "seed: 13")
     with pytest.raises(dvc.StageFailed) as caught:
-        dvc.reproduce(toy, "first", log=lambda _: None)
+        reproduce(toy, "first")
     assert caught.value.exit_status == 2
     assert caught.value.lines[-1] == "error: seed=13; expected a lucky one; change seed"
     assert "failed to reproduce" not in str(caught.value) and "hello from first" in str(caught.value)
@@ -59,7 +97,7 @@ def test_a_failed_stage_shows_its_own_last_lines_and_status(toy: Path) -> None:
 
 def test_what_dvc_refuses_is_said_in_its_words(toy: Path) -> None:
     with pytest.raises(dvc.StageFailed, match="nosuch"):
-        dvc.reproduce(toy, "nosuch", log=lambda _: None)
+        reproduce(toy, "nosuch")
     (toy / "dvc.yaml").write_text("stages: 3")
     with pytest.raises(dvc.DvcError, match=r"dvc\.yaml"):
         dvc.stages(toy)
@@ -69,7 +107,7 @@ ASK = """\
 import sys
 from pathlib import Path
 from flows import dvc
-dvc.reproduce(Path("."), "first")
+list(dvc.reproduce(Path("."), ["first"]))
 """
 
 
@@ -103,7 +141,7 @@ def test_a_stopped_stage_runs_again(toy: Path, asker: subprocess.Popen[bytes]) -
     asker.wait(WAIT)
     until(lambda: not alive(stage), "the end of the stage")
     setting(toy, "seed: 99", "seed: 1")
-    assert dvc.reproduce(toy, "first", log=lambda _: None) == "ran"
+    assert reproduce(toy, "first") == ["ran"]
     assert (toy / "first.txt").read_text().startswith("seed: 1 ")
 
 

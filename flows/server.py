@@ -1,0 +1,53 @@
+"""Prefect's temporary server, where the user has named none: started early, and without the waits of Prefect's own.
+
+Left alone, Prefect starts one at the flow's first request; for that it imports the whole server into the flow, asks in a loop
+whether it is up, and takes a second to end it. Here the socket listens before the server is up: early requests wait in it.
+The database is the same, so nothing of a flow's record is lost.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect.context import refresh_global_settings_context
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+
+# What Prefect tells its own temporary server: no pages, and no services but those that record a run.
+TEMPORARY = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+
+
+@contextmanager
+def at_hand() -> Iterator[None]:
+    """Flow runs of this block have a server: the user's, or a temporary one that ends with this process."""
+    if get_current_settings().api.url is not None:
+        yield
+        return
+    _start()
+    # Heartbeats would tell a server that outlives the flow that it died; their thread takes a second to end.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _start() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        command = [
+            sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+            "--fd", str(listener.fileno()), "--log-level", "error", "--lifespan", "on",
+        ]  # fmt: skip
+        chosen = get_current_settings().to_environment_variables(exclude_unset=True)
+        server = subprocess.Popen(command, env={**os.environ, **TEMPORARY, **chosen}, pass_fds=[listener.fileno()])
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+    refresh_global_settings_context()
+
+    @atexit.register  # before Prefect registers anything, so it comes after: by then all of the record has been sent
+    def stop() -> None:
+        server.terminate()
+        server.wait()
