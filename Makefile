@@ -55,7 +55,7 @@ bakeoff-mnist: install
 		-S scarcity.kind=ids -S scarcity.ids=data/lists/mnist_lt_ir100.json \
 		-S sample.fill_to=200 -S sample.surplus=1.0 -S measure.rows=100
 
-# Every arm on real scarce data, five seeds: benchmarks/results and docs/benchmarks.md. DATASETS="digits wbc_bccd" for some.
+# Every arm on real scarce data, five seeds: benchmarks/results and docs/benchmarks.md. DATASETS="digits wbc_bccd@1" for some, @1 with another seed.
 bench-gain: install
 	$(BIN)/python -m benchmarks.gain $(DATASETS)
 

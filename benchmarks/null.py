@@ -1,6 +1,6 @@
 """`python -m benchmarks.null [DATASET]`: how often no difference at all is called a gain.
 
-A/A: forty runs of the best real-only recipe of a project that benchmarks.gain has run, under forty seeds. Two times five of
+A/A: forty runs of the best real-only arm of a project that benchmarks.gain has run, under forty seeds. Two times five of
 them are drawn at random, 1,000 times, and compared as `synthetic` is with the best real-only arm: the same resamples,
 intervals and verdict, on validation rows. Nothing differs but seeds, so that `gain` and `harm` should each be read in 2.5 %
 at most. Written to benchmarks/results/null.json.
@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.gain import PLACE, RESULTS
 from pipeline import config, work
-from pipeline.arms import Arm, recipes
+from pipeline.arms import Arm
 from pipeline.classifier import selection, train
 from pipeline.classifier.packed import Run, train_all
+from pipeline.config import SELF_DISTILLATION
 from pipeline.errors import InputError, TailforgeError
 from pipeline.evaluation.intervals import interval, resample
 from pipeline.evaluation.metrics import Predictions
@@ -35,8 +36,11 @@ def verdicts(name: str) -> dict[str, object]:
     place = PLACE / name
     params, data = config.read(place / "params.yaml"), Prepared(place / "data/prepared")
     shared, val = selection.campaign(params, data), data.val()
-    best = str(selection.read_choice(place / "data/runs/real")["best_real_arm"])
-    arm = Arm(best, recipes(params.classifier)[best])
+    choice = selection.read_choice(place / "data/runs/real")
+    best, teacher = str(choice["best_real_arm"]), str(choice["teacher"])
+    arm = Arm(best, selection.recipe_of(params, best, teacher))
+    if best == SELF_DISTILLATION:
+        shared = selection.judged(params, shared, teacher, place / "data/runs/real" / teacher)
     # Runs of another state of the project are none of this one's.
     folder = PLACE / "null" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
     runs = [Run(arm, i, folder / f"{i}.safetensors") for i in range(RUNS)]

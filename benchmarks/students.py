@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks.gain import PLACE
 from pipeline import config, work
-from pipeline.arms import Arm, Material, TrainingPlan, recipes, replays, synthetic_arms
+from pipeline.arms import Arm, Material, TrainingPlan, synthetic_arms
 from pipeline.classifier import selection, train
 from pipeline.classifier.packed import Campaign, Run, train_all
-from pipeline.config import ENSEMBLE
+from pipeline.config import ENSEMBLE, SELF_DISTILLATION
 from pipeline.errors import InputError, TailforgeError
 from pipeline.manifest import Manifest
 from pipeline.prepared import Prepared
@@ -47,22 +47,25 @@ def table(name: str, place: Path) -> str:
     members = [family for family in params.pools if family != ENSEMBLE]
     pool = Manifest.read(*(place / "data/pools" / family for family in members))
     accepted = selection.accepted_rows(pool, [place / "data/verdicts" / family / "images.parquet" for family in members])
-    best = str(selection.read_choice(runs / "real")["best_real_arm"])
-    recipe = recipes(params.classifier)[best]
-    teacher = [runs / "real" / best / f"{i}.safetensors" for i in range(params.arms.seeds)]
-    shared = selection.judged(selection.campaign(params, data, pool, accepted), recipe, teacher)
-    still = _still(shared, teacher)
+    teacher = str(selection.read_choice(runs / "real")["teacher"])
+    recipe, distilled = (selection.recipe_of(params, arm, teacher) for arm in (teacher, SELF_DISTILLATION))
+    shared = selection.judged(params, selection.campaign(params, data, pool, accepted), teacher, runs / "real" / teacher)
+    files = [runs / "real" / teacher / f"{i}.safetensors" for i in range(params.arms.seeds)]
+    still = _still(shared, files)
 
-    plans: dict[str, tuple[Campaign, Arm]] = {f"`{best}` itself, real images alone": (shared, Arm(best, recipe))}
-    for dose in (0.5, 0.75):
-        for labels in ("hard", "soft"):
-            plans[f"synthetic, {labels}, share {dose}"] = shared, synthetic_arms(recipe, dose=dose, labels=labels)["synthetic"]
-    soft = synthetic_arms(recipe, dose=0.75, labels="soft")
+    plans: dict[str, tuple[Campaign, Arm]] = {f"`{teacher}` itself, real images alone": (shared, Arm(teacher, recipe))}
+    hard, soft = (synthetic_arms(recipe, dose=0.5, labels=labels) for labels in ("hard", "soft"))
+    plans["half train images, moved and mixed, soft (`self_distillation`)"] = shared, Arm(SELF_DISTILLATION, distilled)
+    plans["half train images as they are, soft"] = still, Arm(SELF_DISTILLATION, distilled)
+    plans["half synthetic, hard"] = shared, hard["synthetic"]
+    plans["half synthetic, soft"] = shared, soft["synthetic"]
+    plans["half synthetic, soft, rejected images too"] = shared, soft["synthetic_unfiltered"]
     values = {key: getattr(soft["synthetic"], key) for key in ("name", "recipe", "adds", "dose", "labels")}
-    plans["synthetic, soft, share 0.75, rejected images too"] = shared, soft["synthetic_unfiltered"]
-    plans["synthetic, soft, share 0.75, rows moved and mixed"] = shared, Restless(**values)
-    plans["train images, moved and mixed, soft, share 0.75"] = shared, soft["replay"]
-    plans["train images as they are, soft, share 0.75"] = still, soft["replay"]
+    plans["half synthetic, soft, rows moved and mixed"] = shared, Restless(**values)
+    for dose in (0.25, 0.5):
+        for labels in ("hard", "soft"):
+            beside = synthetic_arms(distilled, dose=dose, labels=labels)
+            plans[f"`self_distillation` and {dose} synthetic, {labels}"] = shared, beside["synthetic"]
 
     lines = [f"{name}: {params.classifier.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
     lines += ["| plan | balanced accuracy | d, points |", "|---|---|---|"]
@@ -75,16 +78,15 @@ def table(name: str, place: Path) -> str:
         d = 100 * (scores - base)
         error = f"{d.mean():+.1f} ± {d.std(ddof=1) / np.sqrt(len(d)):.1f}" if i else ""
         lines.append(f"| {words} | {scores.mean():.3f} | {error} |")
-    together = train.balanced_accuracy(selection.opinions(teacher, shared.val_images), shared.val_targets)
-    return "\n".join([*lines, f"| the teacher, {len(teacher)} runs together | {together:.3f} | |"])
+    together = train.balanced_accuracy(selection.opinions(files, shared.val_images), shared.val_targets)
+    return "\n".join([*lines, f"| the teacher, {len(files)} runs together | {together:.3f} | |"])
 
 
 def _still(shared: Campaign, teacher: list[Path]) -> Campaign:
     """`shared` with train images that nothing has moved in the place of moved ones."""
-    material = shared.material
-    rows = replays(material, np.arange(len(material.pool_targets)), shared.seed)
-    own = selection.opinions(teacher, material.images)[rows]
-    return replace(shared, material=replace(material, moved=material.images[rows], moved_opinions=own))
+    images, targets = shared.material.images, shared.material.targets
+    own = selection.opinions(teacher, images)
+    return replace(shared, material=replace(shared.material, moved=images, moved_targets=targets, moved_opinions=own))
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ and the classes are seen with the prior  pi_y = sum_{i: y_i = y} q_i w_i / sum_i
     ldam_drw                  augment; margins and a cosine last layer; `class_balanced` in the last steps (Cao et al., 2019)
     crt                       augment; in the last steps the last layer alone, anew, q even over classes (Kang et al., 2020)
     smote                     augment; classes filled with points between their own rows (Chawla et al., 2002)
+    self_distillation         the student (below) of the best of these, on train images that are moved and mixed
     synthetic                 the best of the above, and accepted synthetic rows
     synthetic_unfiltered      the same dose, from all rows of the pool
     replay                    each row that `synthetic` adds is a train image of its class again, labelled in the same way; with
-                              a teacher's opinions, moved and mixed as the recipe does: self-distillation on real images
+                              a teacher's opinions, moved and mixed as the teacher's recipe does
     synthetic_only            accepted rows alone: the classification accuracy score (Ravuri & Vinyals, 2019)
     shuffled                  `synthetic` with the labels of its added rows permuted among them: must not be a gain
     again                     the best real-only arm under other seeds: what no difference at all looks like
@@ -42,7 +43,8 @@ Let n_y be the rows of class y before any are added. Then
 A plan may end with a late phase: the last steps with a q, w and o of their own, for the whole network or for its last layer.
 
 Added rows. With dose d, a share d of the draws goes to added rows, evenly over the classes that have some (their prior pi'),
-and 1 - d to the others as without them. A network trained with o alone learns f_y = log p(x | y) rho_y with rho = pi^(1 - tau).
+and 1 - d to the others as without them; a student's moved images count among the added rows. A network trained with o alone
+learns f_y = log p(x | y) rho_y with rho = pi^(1 - tau).
 The loss of added rows has an offset of its own for which the same f is best,
 
     o'_y = log pi'_y - log rho_y
@@ -50,13 +52,12 @@ The loss of added rows has an offset of its own for which the same f is best,
 so that adding rows shifts no prior, and what an arm gains is not what a logit offset gives too. A class that one of the two
 parts lacks is ruled out in that part (an offset of NEVER), and so not unlearned there.
 
-Reserve. An arm of the learning curve has `extra` more real rows of each class, of those that scarcity left out. They are no
-added rows: the enlarged set is the train set, and pi, n_y and all that follows from them are counted on it.
+Labels. An added row has the class it was made for (hard), or the opinion p(y | x) of a teacher, the mean of the runs of the
+best recipe (soft; Hinton et al., 2015). Their softmax(f) is a posterior under rho: the target is softmax(log p + o').
 
-Labels. An added row has the class it was made for, or the opinion p(y | x) of a teacher, the mean of the runs of the best
-real-only arm (Hinton et al., 2015). Their softmax(f) is a posterior under rho, so that the target is softmax(log p + o'). An
-opinion is of an image as it is, and the teacher hands on what it learned from moved and mixed images: its student neither moves
-nor mixes any row (`Recipe.student`).
+Students. An opinion is of an image as it is, and the teacher hands on what it learned from moved and mixed images: its student
+neither moves nor mixes any row (`Recipe.student`). Self-distillation gives a share of the student's draws to train images that
+were moved and mixed beforehand as the teacher's recipe does, with the teacher's opinions of what came out.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class Recipe:
     margin: float = 0.0  # of the class with the fewest rows, in units of a cosine where the last layer has one
     cosine: float | None = None
     neighbours: int = 0  # k of SMOTE; 0 makes no points
+    distilled: float = 0.0  # in [0, 1): share of the draws for moved train images with a teacher's opinions
     late: LateRecipe | None = None
 
     def student(self) -> Recipe:
@@ -163,11 +165,11 @@ class Recipe:
         Another prior than the teacher's would make its opinions those of another posterior.
         """
         end = self.late or self
-        return Recipe(balanced=end.balanced or self.neighbours > 0, beta=end.beta, tau=self.tau)
+        return Recipe(balanced=end.balanced or self.neighbours > 0, beta=end.beta, tau=self.tau, distilled=self.distilled)
 
 
 def recipes(config: Classifier) -> Mapping[str, Recipe]:
-    """The real-only arms by name."""
+    """The real-only arms that need no teacher, by name."""
     augment, beta = Recipe(transform=config.augment), config.class_balanced_beta
     cutmix = replace(augment, mix="cutmix", mix_alpha=config.cutmix_alpha)
     return {
@@ -197,9 +199,9 @@ class Material:
 
     Arrays, so that a worker process can be handed them. `sources` (j,) and `first` (m + 1,) hold, for pool row i, the train
     rows of its own class that it came from, sources[first[i] : first[i + 1]]; none where they are unknown or all of the class.
-    `pool_opinions` are what a teacher says of the pool's rows. `moved` holds, for each of them, a train image of its class as
-    the teacher's recipe moves and mixes it, and `moved_opinions` what the teacher says of that; for arms with soft labels.
-    `reserve_images` are real rows beside the train set; the first of a class are those that a short learning curve uses.
+    `pool_opinions` are what a teacher says of the pool's rows. `moved` are train images as the teacher's recipe moves and mixes
+    them, and `moved_opinions` what the teacher says of those; for arms that have a teacher. `reserve_images` are real rows
+    beside the train set; the first of a class are those that a short learning curve uses.
     """
 
     n_classes: int
@@ -211,8 +213,9 @@ class Material:
     sources: np.ndarray  # int64 (j,)
     first: np.ndarray  # int64 (m + 1,)
     pool_opinions: np.ndarray | None = None  # float (m, k), rows sum to one
-    moved: np.ndarray | None = None  # uint8 (m, c, h, w)
-    moved_opinions: np.ndarray | None = None  # float (m, k)
+    moved: np.ndarray | None = None  # uint8 (d, c, h, w)
+    moved_targets: np.ndarray | None = None  # int64 (d,)
+    moved_opinions: np.ndarray | None = None  # float (d, k), rows sum to one
     reserve_images: np.ndarray | None = None  # uint8 (r, c, h, w)
     reserve_targets: np.ndarray | None = None  # int64 (r,), sorted
 
@@ -264,14 +267,21 @@ class Material:
         return np.minimum(np.bincount(held, minlength=self.n_classes), extra)
 
     def enlarged(self, extra: int) -> Material:
-        """This with the first `extra` rows of each class in reserve at the end of the train rows."""
-        if extra == 0:
-            return self
+        """This with the first `extra` rows of each class in reserve at the end of the train rows, and no reserve.
+
+        The enlarged set is the train set: class priors and all that follows from them are counted on it.
+        """
         assert self.reserve_images is not None and self.reserve_targets is not None
         _, first = np.unique(self.reserve_targets, return_index=True)
         rank = np.arange(len(self.reserve_targets)) - np.repeat(first, np.diff([*first, len(self.reserve_targets)]))
         images, targets = self.reserve_images[rank < extra], self.reserve_targets[rank < extra]
-        return replace(self, images=np.concatenate([self.images, images]), targets=np.concatenate([self.targets, targets]))
+        return replace(
+            self,
+            images=np.concatenate([self.images, images]),
+            targets=np.concatenate([self.targets, targets]),
+            reserve_images=None,
+            reserve_targets=None,
+        )
 
 
 def require_origin(rows: Manifest, origin: str) -> None:
@@ -300,10 +310,7 @@ def _sources(train: Manifest, pool: Manifest, targets: np.ndarray, pool_targets:
 
 @dataclass(frozen=True)
 class Arm:
-    """A recipe, and what is added to the real rows. Without real rows (`keeps_real`) classes are drawn as often as added.
-
-    With `extra` the train rows are joined by so many real rows of each class in reserve, or by all that there are.
-    """
+    """A recipe, and what is added to the real rows. Without real rows (`keeps_real`) classes are drawn as often as added."""
 
     name: str
     recipe: Recipe
@@ -311,22 +318,28 @@ class Arm:
     keeps_real: bool = True
     dose: float = 0.0
     labels: Labels = "hard"
-    extra: int = 0
 
     def build(self, material: Material, seed: int) -> TrainingPlan:
         """The plan of this arm for one seed, which decides the points of SMOTE and what is replayed or shuffled."""
-        material = material.enlarged(self.extra)
         recipe, k, added = self.recipe, material.n_classes, self._added(material, seed)
         if self.labels == "soft" and self.dose > 0:
             recipe = recipe.student()
-        base = _Rows.certain(material.images, material.targets, k) if self.keeps_real else added
+        base, parts = added, list[tuple[_Rows, float]]()
+        if self.keeps_real:
+            base = _Rows.certain(material.images, material.targets, k)
+            dose = self.dose if len(added.targets) else 0.0
+            if recipe.distilled:
+                parts.append((_distilled(material), (1 - dose) * recipe.distilled))
+            if dose:
+                parts.append((added, dose))
         if recipe.neighbours:
             points, ends = _smote(base.images, base.targets, k, recipe.neighbours, seed)
             base = base.and_(_Rows.certain(points, base.targets[ends], k))
-        rows = base.and_(added) if self.keeps_real else base
+        rows = base.and_(*(part for part, _ in parts))
+        shares = [(part.targets, share) for part, share in parts]
 
         def weighting(balanced: bool, beta: float | None) -> _Weighting:
-            return _weighting(rows.targets, len(base.targets), k, self.dose, balanced, beta, recipe.tau)
+            return _weighting(base.targets, shares, k, balanced, beta, recipe.tau)
 
         late = None
         if (end := recipe.late) is not None:
@@ -351,16 +364,14 @@ class Arm:
         none = self.adds == "nothing" or (self.keeps_real and self.dose == 0)
         added = np.zeros(0, np.int64) if none else np.flatnonzero(usable)
         added = added[np.argsort(material.pool_targets[added], kind="stable")]
-        targets, images, opinions = material.pool_targets[added], material.pool_images, material.pool_opinions
-        if self.adds == "replay" and self.labels == "soft":
-            assert material.moved is not None
-            images, opinions = material.moved, material.moved_opinions
-        replayed = self.adds == "replay" and self.labels == "hard"
-        chosen = material.images[replays(material, added, seed)] if replayed else images[added]
+        targets, taught = material.pool_targets[added], self.labels == "soft" and len(added) > 0
+        if self.adds == "replay" and taught:
+            return _distilled(material).in_the_classes_of(targets)
+        chosen = material.images[replays(material, added, seed)] if self.adds == "replay" else material.pool_images[added]
         rows = _Rows.certain(chosen, targets, material.n_classes)
-        if self.labels == "soft" and len(added):
-            assert opinions is not None
-            rows = replace(rows, opinions=opinions[added].astype(np.float32))
+        if taught:
+            assert material.pool_opinions is not None
+            rows = replace(rows, opinions=material.pool_opinions[added].astype(np.float32))
         if self.adds == "shuffled":
             rows = replace(rows, targets=numpy_rng(seed, "shuffle").permutation(targets))
         return rows
@@ -379,9 +390,23 @@ class _Rows:
         """Rows whose labels are certain."""
         return cls(images, targets, np.zeros((len(targets), k), np.float32))
 
-    def and_(self, other: _Rows) -> _Rows:
+    def and_(self, *others: _Rows) -> _Rows:
         """These rows, then the others."""
-        return _Rows(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+        return _Rows(*(np.concatenate([getattr(rows, f.name) for rows in (self, *others)]) for f in fields(self)))
+
+    def in_the_classes_of(self, targets: np.ndarray) -> _Rows:
+        """For each of `targets` (a,) a row of its class, all of a class in turn."""
+        out = np.empty(len(targets), np.int64)
+        for c in np.unique(targets):
+            wanted = targets == c
+            out[wanted] = np.resize(np.flatnonzero(self.targets == c), np.count_nonzero(wanted))
+        return _Rows(self.images[out], self.targets[out], self.opinions[out])
+
+
+def _distilled(material: Material) -> _Rows:
+    """The train images that were moved and mixed, with what the teacher says of them."""
+    assert material.moved is not None and material.moved_targets is not None and material.moved_opinions is not None
+    return _Rows(material.moved, material.moved_targets, material.moved_opinions.astype(np.float32))
 
 
 def replays(material: Material, added: np.ndarray, seed: int) -> np.ndarray:
@@ -408,25 +433,25 @@ class _Weighting(NamedTuple):
 
 
 def _weighting(
-    targets: np.ndarray, n_base: int, k: int, dose: float, balanced: bool, beta: float | None, tau: float
+    base: np.ndarray, parts: Sequence[tuple[np.ndarray, float]], k: int, balanced: bool, beta: float | None, tau: float
 ) -> _Weighting:
-    """Of rows with `targets` (n,), of which the first `n_base` were there before any was added."""
-    base, added = targets[:n_base], targets[n_base:]
-    rows, weights = np.bincount(base, minlength=k), np.ones(len(targets))
+    """Of rows with targets `base` (n,), then those of each of `parts`: targets (a,) and their share of the draws, evenly."""
+    rows, weights = np.bincount(base, minlength=k), np.ones(len(base))
     if beta is not None:
-        weights[:n_base] = _effective(rows, beta)[base]
-    mass = _even(rows) if balanced else rows / max(1, n_base)
-    draw = np.concatenate([_spread(base, mass), _spread(added, _even(np.bincount(added, minlength=k)))])
-    prior = np.bincount(base, draw[:n_base] * weights[:n_base], k)
-    if len(added):
-        draw *= np.where(np.arange(len(targets)) < n_base, 1 - dose, dose)
-    present = np.bincount(added, minlength=k)
+        weights = _effective(rows, beta)[base]
+    own = _spread(base, _even(rows) if balanced else rows / max(1, len(base)))
+    prior = np.bincount(base, own * weights, k)
     # A class that has added rows alone is as frequent as one of one row.
-    rho = np.where(rows > 0, prior / max(prior.sum(), 1e-12), 1 / max(1, n_base)) ** (1 - tau)
-    offset = np.where((rows == 0) & (present > 0), NEVER, _log(prior, tau))
-    own = np.where((present == 0) & (rows > 0), NEVER, _log(present > 0, 1.0) - np.log(rho))
+    rho = np.where(rows > 0, prior / max(prior.sum(), 1e-12), 1 / max(1, len(base))) ** (1 - tau)
+    even = [_even(np.bincount(targets, minlength=k)) for targets, _ in parts]
+    beside = np.sum([share * mass for mass, (_, share) in zip(even, parts, strict=True)], axis=0) if parts else np.zeros(k)
+    offset = np.where((rows == 0) & (beside > 0), NEVER, _log(prior, tau))
+    added_offset = np.where((beside == 0) & (rows > 0), NEVER, _log(beside, 1.0) - np.log(rho))
+    draw = [(1 - sum(share for _, share in parts)) * own]
+    draw += [share * _spread(targets, mass) for (targets, share), mass in zip(parts, even, strict=True)]
+    weights = np.concatenate([weights, *(np.ones(len(targets)) for targets, _ in parts)])
     to = torch.from_numpy
-    return _Weighting(to(weights).float(), to(draw), to(offset).float(), to(own).float())
+    return _Weighting(to(weights).float(), to(np.concatenate(draw)), to(offset).float(), to(added_offset).float())
 
 
 def _even(rows: np.ndarray) -> np.ndarray:
@@ -501,14 +526,17 @@ def _log(mass: np.ndarray, tau: float) -> np.ndarray:
     return np.asarray(tau * np.log(np.where(prior > 0, prior, 1.0)))
 
 
-def synthetic_arms(recipe: Recipe, *, dose: float, labels: Labels) -> Mapping[str, Arm]:
-    """The arms of one generator, by name, for the dose and the labels that validation chose."""
+def synthetic_arms(recipe: Recipe, *, dose: float, labels: Labels, alone: Recipe | None = None) -> Mapping[str, Arm]:
+    """The arms of one generator, by name, for the dose and the labels that validation chose.
+
+    `alone` is the recipe of synthetic images without real ones, where it is another: a student has nothing of its own there.
+    """
     arm = Arm("synthetic", recipe, "accepted", dose=dose, labels=labels)
     return {
         "synthetic": arm,
         "synthetic_unfiltered": replace(arm, name="synthetic_unfiltered", adds="unfiltered"),
         "replay": replace(arm, name="replay", adds="replay"),
-        "synthetic_only": Arm("synthetic_only", recipe, "accepted", keeps_real=False),
+        "synthetic_only": Arm("synthetic_only", alone or recipe, "accepted", keeps_real=False),
     }
 
 

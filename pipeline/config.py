@@ -30,6 +30,7 @@ FAMILIES = (
     "external",
 )
 ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
+SELF_DISTILLATION = "self_distillation"  # the student of the best of the other real-only arms
 REAL_ARMS = (
     "real",
     "oversample",
@@ -44,6 +45,7 @@ REAL_ARMS = (
     "ldam_drw",
     "crt",
     "smote",
+    SELF_DISTILLATION,
 )
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -54,6 +56,12 @@ def _ascending(values: list[int]) -> list[int]:
     if any(a >= b for a, b in pairwise(values)):
         raise PydanticCustomError("ascending", "Input should be numbers in ascending order")
     return values
+
+
+def _taught(arms: list[str]) -> list[str]:
+    if set(arms) == {SELF_DISTILLATION}:
+        raise PydanticCustomError("taught", "Input should be self_distillation and another arm, whose student it is")
+    return arms
 
 
 class Section(BaseModel):
@@ -143,12 +151,14 @@ class Classifier(Section):
     drw_share: Share
     crt_share: Annotated[float, Field(ge=0.0, lt=1.0)]
     smote_neighbours: Count
+    distillation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    distillation_images: Count
 
 
 class Arms(Section):
     seeds: Annotated[int, Field(ge=1)]
     selection_seeds: Annotated[int, Field(ge=1)]
-    real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1)]  # type: ignore[valid-type]
+    real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1), AfterValidator(_taught)]  # type: ignore[valid-type]
     doses: Annotated[list[Share], Field(min_length=1)]
     labels: Annotated[list[Literal["hard", "soft"]], Field(min_length=1)]
     ensemble: bool

@@ -15,7 +15,7 @@ from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 CLASSES = [str(c) for c in range(10)]
-SHORT = {"steps": 6, "width": 8, "batch_images": 16}
+SHORT = {"steps": 6, "width": 8, "batch_images": 16, "distillation_images": 9}
 
 
 def params(**sections: dict[str, object]) -> config.Params:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import arms
 from pipeline.arms import Arm, Late, LateRecipe, Material, Recipe, TrainingPlan, recipes, synthetic_arms
-from pipeline.config import REAL_ARMS
+from pipeline.config import REAL_ARMS, SELF_DISTILLATION
 from pipeline.errors import LeakError
 
 CONFIG = params(classifier={"network": "small", "steps": 1, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0}).classifier
@@ -47,8 +47,9 @@ def judged(stuff: Material) -> Material:
     return replace(
         stuff,
         pool_opinions=r.dirichlet(np.ones(stuff.n_classes), n),
-        moved=images(n, 150),
-        moved_opinions=r.dirichlet(np.ones(stuff.n_classes), n),
+        moved=images(6, 150),
+        moved_targets=np.repeat(np.arange(3), 2),
+        moved_opinions=r.dirichlet(np.ones(stuff.n_classes), 6),
     )
 
 
@@ -169,8 +170,10 @@ def test_soft_labels_are_the_teachers_opinion_at_the_prior_of_added_rows() -> No
     assert not ours.opinions[:11].any() and not again.opinions[:11].any()
     assert stuff.pool_opinions is not None and stuff.moved_opinions is not None
     np.testing.assert_allclose(ours.opinions[11:], stuff.pool_opinions, rtol=1e-6)
-    np.testing.assert_allclose(again.opinions[11:], stuff.moved_opinions, rtol=1e-6)
-    assert pixels(again)[11:] == list(range(150, 166))
+    # The pool has 8 rows of class 1 and 8 of class 2, of which the moved images have two each.
+    assert pixels(again)[11:] == [152, 153] * 4 + [154, 155] * 4
+    np.testing.assert_allclose(again.opinions[11:], stuff.moved_opinions[[2, 3] * 4 + [4, 5] * 4], rtol=1e-6)
+    assert torch.equal(again.targets, ours.targets) and torch.equal(again.draw, ours.draw)
     for tau in (0.0, 1.0):
         plan = arm("synthetic", Recipe(tau=tau), labels="soft").build(stuff, seed=2)
         soft = plan.soft_targets(plan.offsets(plan))
@@ -202,6 +205,45 @@ def test_a_student_has_the_prior_that_its_teacher_ended_with(name: str) -> None:
 
     np.testing.assert_allclose(rho(taught, taught.targets), rho(end, plan.targets), rtol=1e-5)
     assert (taught.late, taught.cosine, taught.margin.any().item()) == (None, None, False)
+
+
+DISTILLED = replace(recipes(CONFIG)["cutmix+logit_adjustment"].student(), distilled=0.4)
+
+
+def test_self_distillation_gives_a_share_of_the_draws_to_moved_images_with_opinions() -> None:
+    stuff = judged(material())
+    plan = Arm(SELF_DISTILLATION, DISTILLED).build(stuff, 0)
+    assert pixels(plan) == [*range(11), *range(150, 156)] and plan.n_added == 6
+    np.testing.assert_allclose(plan.opinions[11:], stuff.moved_opinions, rtol=1e-6)
+    np.testing.assert_allclose(plan.draw, [0.6 / 11] * 11 + [0.4 / 6] * 6)
+    np.testing.assert_allclose(plan.added_offset, np.log(1 / 3), rtol=1e-6)
+    assert (plan.transform, plan.mix) == ("none", "none") and not plan.opinions[:11].any()
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_synthetic_images_are_added_to_self_distillation_beside_its_moved_images(labels: arms.Labels) -> None:
+    stuff = judged(material([8, 8, 0]))
+    plan = arm("synthetic", DISTILLED, dose=0.25, labels=labels).build(stuff, 0)
+    shares = [float(part.sum()) for part in (plan.draw[:11], plan.draw[11:17], plan.draw[17:])]
+    assert shares == pytest.approx([0.75 * 0.6, 0.75 * 0.4, 0.25]) and plan.n_added == 6 + 16
+    # The prior of all that was added: moved images of three classes, synthetic ones of two.
+    prior = 0.3 * np.full(3, 1 / 3) + 0.25 * np.array([0.5, 0.5, 0])
+    np.testing.assert_allclose(plan.added_offset, np.log(prior / prior.sum()), rtol=1e-6)
+    mass = np.bincount(plan.targets[11:], plan.draw[11:])
+    np.testing.assert_allclose(plan.added_offset, np.log(mass / mass.sum()), rtol=1e-6)
+    assert plan.opinions[11:17].any() and bool(plan.opinions[17:].any()) == (labels == "soft")
+
+
+def test_without_an_accepted_image_the_student_is_self_distillation_itself() -> None:
+    stuff = judged(material(accepted=np.zeros(16, bool)))
+    ours = arm("synthetic", DISTILLED, dose=0.25, labels="soft").build(stuff, 0)
+    assert same(ours, Arm(SELF_DISTILLATION, DISTILLED).build(stuff, 0))
+
+
+def test_synthetic_images_alone_are_treated_as_the_teacher_treats_its_own() -> None:
+    own = recipes(CONFIG)["cutmix+logit_adjustment"]
+    only = synthetic_arms(DISTILLED, dose=0.25, labels="soft", alone=own)["synthetic_only"].build(judged(material()), 0)
+    assert (only.transform, only.mix) == ("affine", "cutmix") and min(pixels(only)) >= 100 and max(pixels(only)) < 116
 
 
 def test_arms_of_shuffled_labels_alone_have_no_opinions() -> None:
@@ -273,7 +315,7 @@ def test_a_class_without_rows_has_no_offset() -> None:
 
 
 def test_each_arm_that_settings_may_name_has_a_recipe() -> None:
-    assert set(recipes(CONFIG)) == set(REAL_ARMS)
+    assert {*recipes(CONFIG), SELF_DISTILLATION} == set(REAL_ARMS)
 
 
 def test_effective_numbers_by_the_formula() -> None:
@@ -441,7 +483,7 @@ def with_reserve(most: int = 8, seed: int = 0) -> Material:
 
 def extra_rows(m: int, stuff: Material, recipe: Recipe = Recipe()) -> list[tuple[int, int]]:  # noqa: B008
     """(class, grey level) of the rows that an arm of the curve has besides the train rows."""
-    plan = Arm("curve", recipe, extra=m).build(stuff, 0)
+    plan = Arm("curve", recipe).build(stuff.enlarged(m), 0)
     n = sum(COUNTS)
     assert pixels(plan)[:n] == list(range(n)) and plan.n_added == 0
     return list(zip(plan.targets[n:].tolist(), pixels(plan)[n:], strict=True))
@@ -462,7 +504,7 @@ def test_the_rows_of_a_short_curve_are_among_those_of_a_longer_one() -> None:
 
 def test_the_enlarged_rows_are_the_train_rows_of_which_priors_and_margins_are_taken() -> None:
     stuff, n = with_reserve(), np.array(COUNTS) + np.array([2, 4, 4])
-    plan = Arm("curve", Recipe(tau=1.0, margin=0.5), extra=4).build(stuff, 0)
+    plan = Arm("curve", Recipe(tau=1.0, margin=0.5)).build(stuff.enlarged(4), 0)
     np.testing.assert_allclose(plan.offset, np.log(n / n.sum()), rtol=1e-6)
     np.testing.assert_allclose(plan.draw, 1 / n.sum())
     np.testing.assert_allclose(plan.margin, 0.5 * (n.min() / n) ** 0.25, rtol=1e-6)

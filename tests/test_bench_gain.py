@@ -68,6 +68,38 @@ def test_the_worth_in_real_images_is_a_row_and_a_column(tmp_path: Path, worth: f
     assert table[3].startswith("| mnist ") and table[3].endswith(f"| {said} |")
 
 
+def test_a_rerun_stands_beside_the_first_run(tmp_path: Path) -> None:
+    made = [
+        gain.rows(name, project(tmp_path / name, x)) for name, x in (("digits@2", 0.05), ("digits", 0.02), ("digits@1", 0.03))
+    ]
+    every = [
+        gain.merged(tmp_path / f"{i}.csv", columns, [row for pair in made for row in pair[i]])
+        for i, columns in enumerate((gain.GAIN, gain.SUMMARY))
+    ]
+    text = gain.page(*every)
+    assert text.index("| digits |") < text.index("| digits@2 |") and "## digits@1" in text
+    assert (
+        "- `digits@1`, the same with other seeds: +3.0 [+2.0, +5.0], within the interval of the first run, +2.0 [+1.0, +4.0]."
+        in text
+    )
+    assert "- `digits@2`, the same with other seeds: +5.0 [+4.0, +7.0], outside the interval" in text
+
+
+def test_a_rerun_has_another_seed_and_a_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [gain.lay(name, None, ["real"]) for name in ("digits", "digits@7")]
+    assert places[0] != places[1]
+    first, again = (yaml.safe_load((place / "params.yaml").read_text()) for place in places)
+    assert again.pop("seed") == 7 != first.pop("seed") and first == again
+    for wrong in ("digits@", "digits@x", "letters"):
+        monkeypatch.setattr("sys.argv", ["gain", wrong])
+        with pytest.raises(SystemExit):
+            gain.main()
+        assert f"data set {wrong}; expected one of digits" in capsys.readouterr().err
+
+
 def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

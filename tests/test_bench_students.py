@@ -56,7 +56,7 @@ def test_each_plan_is_compared_with_the_recipe_and_the_page_holds_the_table(
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 9 + 1 and len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 11 + 1 and len({line.count("|") for line in lines}) == 1
     assert "small: 6 steps, 96 accepted of 120 images" in text
 
     def plan(start: str) -> tuple[str, str, bool]:
@@ -64,9 +64,10 @@ def test_each_plan_is_compared_with_the_recipe_and_the_page_holds_the_table(
         built = run.arm.build(shared.material, 0)
         return built.transform, built.mix, bool(built.opinions.any())
 
-    assert plan("0-") == plan("1-") == ("affine", "cutmix", False)
-    assert plan("2-") == ("none", "none", True) and plan("6-") == ("affine", "cutmix", True)
-    moved, still = (seen[name][0].material for name in ("7-replay", "8-replay"))
+    assert plan("0-") == plan("3-") == ("affine", "cutmix", False)
+    assert plan("4-") == ("none", "none", True) and plan("6-") == ("affine", "cutmix", True)
+    assert all(plan(f"{i}-") == ("none", "none", True) for i in (1, 2, 7, 8, 9, 10))
+    moved, still = (seen[f"{i}-self_distillation"][0].material for i in (1, 2))
     own = {image.tobytes() for image in still.images}
     assert all(image.tobytes() in own for image in still.moved) and not all(image.tobytes() in own for image in moved.moved)
     first = next(i for i, image in enumerate(still.images) if np.array_equal(image, still.moved[0]))

@@ -47,6 +47,7 @@ def test_every_setting_carries_a_comment() -> None:
         (lambda v: v.update(generators=["gann"]), r"generators\.0='gann'"),
         (lambda v: v["arms"].update(curve=[10, 10]), r"arms\.curve=\[10, 10\]; expected numbers in ascending order"),
         (lambda v: v["arms"].update(curve=[0, 10]), r"arms\.curve\.0=0; expected greater than or equal to 1"),
+        (lambda v: v["arms"].update(real=["self_distillation"]), r"arms\.real=.*; expected self_distillation and another arm"),
         (lambda v: v.pop("flow_matching"), r"section flow_matching is missing"),
         (lambda v: v.update(data=3), r"data=3"),
     ],

@@ -190,13 +190,15 @@ def material() -> Material:
     images, y = r.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8), np.repeat([0, 1, 2], [20, 7, 3])
     pool_y = np.repeat([0, 1, 2], 10)
     none = np.zeros(0, np.int64)
-    return Material(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64))
+    moved = {"moved": images, "moved_targets": y, "moved_opinions": r.dirichlet(np.ones(3), 30)}
+    return Material(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64), **moved)
 
 
 def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
     settings = digits_project.params().classifier
     known = recipes(settings)
     arms = [Arm(name, recipe) for name, recipe in known.items()]
+    arms.append(Arm(config.SELF_DISTILLATION, replace(known["augment"].student(), distilled=0.5)))
     arms += synthetic_arms(known["real"], dose=0.5, labels="hard").values()
     seen = {}
     for arm in arms:

@@ -1,15 +1,16 @@
 """Which runs are trained, and what validation chooses among them.
 
-Real-only: every arm of params.arms.real with every seed; the arm of the highest mean balanced accuracy on validation rows is
-the best real-only recipe, and its runs are the teacher of soft labels. With a pool: `synthetic` in every dose and kind of
-labels with the first seeds, each compared with the recipe under the same seeds; the highest mean wins, and of equal ones the
-smaller dose, then the first kind of labels in params.arms. Dose 0 is the recipe's own runs. Then every arm of the pool is
-trained with all seeds, and the null controls where they are wanted; runs that
-the choice already trained are kept.
+Real-only: every arm of params.arms.real with every seed. The recipe of the highest mean balanced accuracy on validation rows is
+the teacher: its runs say what soft labels are. `self_distillation` comes after it, since it is that teacher's student. The best
+of all these arms is the best real-only arm. With a pool: `synthetic` in every dose and kind of labels with the first seeds,
+each added to the best real-only arm and compared with it under the same seeds; the highest mean wins, and of equal ones the
+smaller dose, then the first kind of labels in params.arms. Dose 0 is that arm's own runs. Then every arm of the pool is trained
+with all seeds, and the null controls where they are wanted; runs that the choice already trained are kept.
 
-The learning curve, with params.arms.curve: the best real-only recipe once more, on the train rows and m rows a class of those
-that scarcity left out, for each m, with all seeds and equally many steps. The rows of a smaller m are among those of a larger
-one, and an m that adds no row to the one before is passed over. Nothing is chosen by these runs.
+The learning curve, with params.arms.curve: the best real-only arm once more, on the train rows and m rows a class of those that
+scarcity left out, for each m, with all seeds and equally many steps; its teacher too learns from the enlarged rows. The rows of
+a smaller m are among those of a larger one, and an m that adds no row to the one before is passed over. Nothing is chosen by
+these runs.
 
 Validation rows are scored and nothing else: no weight, threshold or epoch comes from them.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ import numpy as np
 import torch
 
 from pipeline import training, work
-from pipeline.arms import Arm, Labels, Material, Recipe, null_arms, recipes, replays, synthetic_arms
+from pipeline.arms import Arm, Labels, Material, Recipe, null_arms, recipes, synthetic_arms
 from pipeline.classifier import mixing, transforms
 from pipeline.classifier import train as classifier
 from pipeline.classifier.packed import Campaign, Run, train_all
-from pipeline.config import Params
+from pipeline.config import SELF_DISTILLATION, Params
 from pipeline.errors import DataError, LeakError
 from pipeline.images import to_uint8
 from pipeline.manifest import Manifest
@@ -87,45 +88,58 @@ def accepted_rows(pool: Manifest, verdicts: Sequence[Path]) -> np.ndarray:
 
 def real_only(params: Params, shared: Campaign, folder: Path) -> None:
     """Train the real-only arms into `folder`, and the learning curve of the best one, and write choice.json."""
-    known = recipes(params.classifier)
-    runs = {
-        name: _runs(Arm(name, known[name]), range(params.arms.seeds), folder / name) for name in dict.fromkeys(params.arms.real)
-    }
+    known, seeds = recipes(params.classifier), range(params.arms.seeds)
+    plain = [name for name in dict.fromkeys(params.arms.real) if name in known]
+    runs = {name: _runs(Arm(name, known[name]), seeds, folder / name) for name in plain}
     train_all(shared, [run for arm in runs.values() for run in arm])
-    validation = {name: _scores(arm) for name, arm in runs.items()}
-    best = max(validation, key=lambda name: validation[name]["mean"])
-    choice = {"best_real_arm": best, "validation": validation}
+    teacher = _best(runs)
+    if SELF_DISTILLATION in params.arms.real:
+        student = Arm(SELF_DISTILLATION, recipe_of(params, SELF_DISTILLATION, teacher))
+        runs[SELF_DISTILLATION] = _runs(student, seeds, folder / SELF_DISTILLATION)
+        train_all(judged(params, shared, teacher, folder / teacher), runs[SELF_DISTILLATION])
+    best = _best(runs)
+    choice = {"best_real_arm": best, "teacher": teacher, "validation": {name: _scores(arm) for name, arm in runs.items()}}
     if params.arms.curve:
-        choice["curve"] = _curve(params, shared, known[best], folder / "curve")
+        choice["curve"] = _curve(params, shared, best, teacher, folder / "curve")
     work.write_json(folder / "choice.json", choice)
 
 
-def _curve(params: Params, shared: Campaign, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+def recipe_of(params: Params, arm: str, teacher: str) -> Recipe:
+    """The recipe of a real-only arm, `self_distillation` being the student of the arm `teacher`."""
+    known = recipes(params.classifier)
+    if arm == SELF_DISTILLATION:
+        return replace(known[teacher].student(), distilled=params.classifier.distillation_share)
+    return known[arm]
+
+
+def _curve(params: Params, shared: Campaign, best: str, teacher: str, folder: Path) -> list[dict[str, Any]]:
     """Train the learning curve into `folder`/<m>: for each m the rows that were added, of each class, and the scores."""
-    points: dict[int, list[Run]] = {}
+    points: list[dict[str, Any]] = []
     before = 0
     for m in params.arms.curve:
-        total = int(shared.material.reserve_counts(m).sum())
-        if total > before:
-            points[m] = _runs(Arm(f"curve/{m}", recipe, extra=m), range(params.arms.seeds), folder / str(m))
-        before = total
-    train_all(shared, [run for runs in points.values() for run in runs])
-    return [
-        {"extra": m, "added": shared.material.reserve_counts(m).tolist(), "validation": _scores(runs)}
-        for m, runs in points.items()
-    ]
+        added = shared.material.reserve_counts(m)
+        if added.sum() > before:
+            here, seeds = replace(shared, material=shared.material.enlarged(m)), range(params.arms.seeds)
+            runs = _runs(Arm(f"curve/{m}", recipe_of(params, best, teacher)), seeds, folder / str(m))
+            if best == SELF_DISTILLATION:
+                own = folder / str(m) / "teacher"
+                train_all(here, _runs(Arm(f"curve/{m}/teacher", recipe_of(params, teacher, teacher)), seeds, own))
+                here = judged(params, here, teacher, own)
+            train_all(here, runs)
+            points.append({"extra": m, "added": added.tolist(), "validation": _scores(runs)})
+        before = added.sum()
+    return points
 
 
 def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> None:
     """Choose dose and labels, train the arms of a pool into `folder` and write choice.json."""
-    choice = read_choice(real)
-    best = str(choice["best_real_arm"])
-    recipe, seeds = recipes(params.classifier)[best], range(params.arms.seeds)
+    choice, seeds = read_choice(real), range(params.arms.seeds)
+    best, teacher = str(choice["best_real_arm"]), str(choice["teacher"])
+    recipe, alone = recipe_of(params, best, teacher), recipe_of(params, teacher, teacher)
     chosen_by = seeds[: params.arms.selection_seeds]
     some = bool(shared.material.accepted.any())
-    if some and "soft" in params.arms.labels:
-        teacher = [real / best / f"{i}.safetensors" for i in seeds]
-        shared = judged(shared, recipe, teacher)
+    if recipe.distilled or (some and "soft" in params.arms.labels):
+        shared = judged(params, shared, teacher, real / teacher)
 
     pairs: list[tuple[float, Labels]] = [
         (d, labels) for d in sorted(set(params.arms.doses)) if d > 0 for labels in dict.fromkeys(params.arms.labels) if some
@@ -145,7 +159,7 @@ def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> Non
     # The grid stands in order of dose and labels, and max keeps the first of equals.
     dose, labels = max(trials, key=lambda pair: _scores(trials[pair])["mean"])
 
-    arms = synthetic_arms(recipe, dose=dose, labels=labels)
+    arms = synthetic_arms(recipe, dose=dose, labels=labels, alone=alone)
     final = {name: _runs(arm, seeds, folder / name) for name, arm in arms.items() if some or name != "synthetic_only"}
     for name, runs in final.items():
         if dose == 0 and name != "synthetic_only":
@@ -171,11 +185,13 @@ def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> Non
     )
 
 
-def judged(shared: Campaign, recipe: Recipe, teacher: Sequence[Path]) -> Campaign:
-    """`shared` with the opinions of `teacher`, the mean of the networks in these files, which `recipe` trained."""
-    moved = _moved(shared, recipe)
-    pool, own = opinions(teacher, shared.material.pool_images), opinions(teacher, moved)
-    return replace(shared, material=replace(shared.material, pool_opinions=pool, moved=moved, moved_opinions=own))
+def judged(params: Params, shared: Campaign, teacher: str, runs: Path) -> Campaign:
+    """`shared` with what the runs of the arm `teacher` in the folder `runs` say together of its pool and of moved rows."""
+    material, files = shared.material, [runs / f"{i}.safetensors" for i in range(params.arms.seeds)]
+    images, targets = _moved(shared, recipe_of(params, teacher, teacher))
+    pool, own = (opinions(files, x) if len(x) else None for x in (material.pool_images, images))
+    taught = replace(material, pool_opinions=pool, moved=images, moved_targets=targets, moved_opinions=own)
+    return replace(shared, material=taught)
 
 
 def opinions(teacher: Sequence[Path], images: np.ndarray) -> np.ndarray:
@@ -185,21 +201,22 @@ def opinions(teacher: Sequence[Path], images: np.ndarray) -> np.ndarray:
         return np.asarray(np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0))
 
 
-def _moved(shared: Campaign, recipe: Recipe) -> np.ndarray:
-    """uint8 (m, c, h, w): for each row of the pool a train image of its class, moved and mixed as `recipe` does."""
-    material, seed = shared.material, derive(shared.seed, "moved")
-    rows = replays(material, np.arange(len(material.pool_targets)), seed)
-    # Mixing pairs rows from both ends, and a pool stands class by class.
+def _moved(shared: Campaign, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (d, c, h, w) and the targets (d,): equally many train images of each class, moved and mixed as `recipe` does."""
+    material, n, seed = shared.material, shared.config.distillation_images, derive(shared.seed, "moved")
+    own = [np.flatnonzero(material.targets == c) for c in np.unique(material.targets)]
+    rows = np.concatenate([np.resize(numpy_rng(seed, "rows", i).permutation(o), n) for i, o in enumerate(own)])
+    # Mixing pairs rows from both ends, and these stand class by class.
     shuffled = numpy_rng(seed, "pairs").permutation(len(rows))
-    out = np.empty_like(material.pool_images)
-    for k, part in enumerate(np.array_split(shuffled, max(1, math.ceil(len(rows) / MOVED_AT_ONCE)))):
+    out = np.empty((len(rows), *material.images.shape[1:]), np.uint8)
+    for k, part in enumerate(np.array_split(shuffled, math.ceil(len(rows) / MOVED_AT_ONCE))):
         images = torch.from_numpy(material.images[rows[part]])
         x = transforms.apply(recipe.transform, images, shared.flips, rng(seed, "transform", k))
         if recipe.mix != "none":
             certain = torch.zeros(len(x), material.n_classes)
             x = mixing.MIXES[recipe.mix](x, certain, recipe.mix_alpha, numpy_rng(seed, recipe.mix, k)).images
         out[part] = to_uint8(x).numpy()
-    return out
+    return out, material.targets[rows]
 
 
 def read_choice(folder: Path) -> dict[str, Any]:
@@ -212,6 +229,11 @@ def read_choice(folder: Path) -> dict[str, Any]:
 
 def _runs(arm: Arm, seeds: range, folder: Path) -> list[Run]:
     return [Run(arm, i, folder / f"{i}.safetensors") for i in seeds]
+
+
+def _best(arms: Mapping[str, list[Run]]) -> str:
+    """The arm of the highest mean score; the first of equals."""
+    return max(arms, key=lambda name: _scores(arms[name])["mean"])
 
 
 def _scores(runs: list[Run]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         return arms[arm].metrics["balanced_accuracy"]
 
     means = {name: float(row["mean"]) for name, row in choices.real["validation"].items()}
-    own = str(choices.real["best_real_arm"])  # the recipe itself; the rival may be `replay`
+    own = str(choices.real["best_real_arm"])  # what synthetic images are added to; the rival may be `replay`
     gains = {name: gain(arm, arms[rival]) for name, arm in arms.items() if name != rival}
     generators = {}
     for family in choices.families:
@@ -171,7 +171,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "reference": {name: table(scored[name]) for name in references},
         "decomposition": {
             part: read(accuracy(arm) - accuracy(over)).json() | {"arm": arm, "over": over}
-            for part, (arm, over) in worth.parts(means, own, recipes(params.classifier)).items()
+            for part, (arm, over) in worth.parts(means, own, str(choices.real["teacher"]), recipes(params.classifier)).items()
         },
     }
     if points := choices.real.get("curve"):
@@ -224,6 +224,7 @@ def _choice(choices: Choices) -> dict[str, Any]:
     return {
         "best_real_arm": choices.rivals[choices.primary],
         "recipe": family["best_real_arm"],
+        "teacher": choices.real["teacher"],
         "validation": {arm: row["mean"] for arm, row in validation.items()},
         **{name: family[name] for name in ("dose", "labels", "grid")},
     }
@@ -244,9 +245,7 @@ def _warnings(
     if len(set(counts.tolist())) == 1:
         out.append("all classes have the same number of train images: head, middle and tail are not told apart")
     if family["dose"] == 0:
-        out.append(
-            "validation chose dose 0: no synthetic images were used, and `synthetic` is the best real-only recipe itself"
-        )
+        out.append("validation chose dose 0: no synthetic images were used, and `synthetic` is the best real-only arm itself")
     if missing := [classes[c] for c in family["missing"]["short"]]:
         out.append(f"too few accepted images to fill {', '.join(missing)}")
     if missing := [classes[c] for c in family["missing"]["none"]]:

@@ -1,6 +1,6 @@
 """What synthetic images are worth: in real ones, and in parts.
 
-**In real images.** f(m) is the score of the best real-only recipe on the train rows and m more real images of each class, known
+**In real images.** f(m) is the score of the best real-only arm on the train rows and m more real images of each class, known
 at m_0 = 0 < m_1 < … < m_K. The images are worth the first m at which f, linear between these points, reaches the score of
 `synthetic`: 0 where `synthetic` is not above f(0), and more than m_K where it is above all of f.
 
@@ -19,7 +19,7 @@ a worth that is larger: the end of the interval is open then.
     new_content      `synthetic` minus `replay`: what only new images give
 
 The last two add up to `synthetic` minus the best real-only arm. The first is no part of that difference, since added rows shift
-no prior (pipeline.arms); it is there to compare with, and is measured on the best arm's own recipe where both of its arms were
+no prior (pipeline.arms); it is there to compare with, and is measured on the best recipe where both of its arms were
 trained, else on the pair whose arm with an offset is best on validation.
 """
 
@@ -88,17 +88,19 @@ def in_real_images(
     }
 
 
-def parts(validation: Mapping[str, float], best: str, known: Mapping[str, Recipe]) -> dict[str, tuple[str, str]]:
+def parts(validation: Mapping[str, float], best: str, teacher: str, known: Mapping[str, Recipe]) -> dict[str, tuple[str, str]]:
     """(arm, arm that it is compared with) by the name of the part. `validation` has the mean of each real-only arm.
 
-    Without a pair of arms that differ in the offset alone there is no prior_shift.
+    `best` is the best of these arms, `teacher` the best of those that are recipes by themselves, which are in
+    `known`. Without a pair of arms that differ in the offset alone there is no prior_shift.
     """
 
     def plain(arm: str) -> Recipe:
         return replace(known[arm], tau=0.0)
 
-    pairs = [(a, b) for a in validation for b in validation if known[a].tau > 0 and known[b] == plain(a)]
-    own = [pair for pair in pairs if plain(pair[0]) == plain(best)]
+    trained = [arm for arm in validation if arm in known]
+    pairs = [(a, b) for a in trained for b in trained if known[a].tau > 0 and known[b] == plain(a)]
+    own = [pair for pair in pairs if plain(pair[0]) == plain(teacher)]
     shift = max(own or pairs, key=lambda pair: validation[pair[0]], default=None)
     return {
         **({"prior_shift": shift} if shift else {}),

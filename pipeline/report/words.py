@@ -142,10 +142,11 @@ ARMS = {
     "ldam_drw": "margins for rare classes, which weigh more towards the end",
     "crt": "random variation; the last layer trained anew on even classes",
     "smote": "classes filled with points between their train images",
+    "self_distillation": "what the best recipe's runs say together, learned from varied train images",
     "replay": "control: source images again, in the same numbers",
     "shuffled": "control: the added images with shuffled labels",
     "again": "control: the best real-only arm with other seeds",
-    "synthetic": "best real-only recipe plus accepted images",
+    "synthetic": "best real-only arm plus accepted images",
     "synthetic_unfiltered": "the same, without the validation gate",
     "synthetic_only": "no real image at all (classification accuracy score)",
 }

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,13 @@ import pytest
 import torch
 
 from pipeline import config, weights
-from pipeline.arms import recipes, replays
+from pipeline.arms import Arm, recipes
 from pipeline.classifier import selection
 from pipeline.classifier import train as classifier
-from pipeline.classifier.packed import Campaign
+from pipeline.classifier.packed import Campaign, Run
 from pipeline.errors import DataError, InputError, LeakError
 from pipeline.manifest import Manifest
 from pipeline.prepared import Prepared
-from pipeline.seeds import derive
 from pipeline.stages import evaluate, train
 
 
@@ -126,15 +127,21 @@ def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, mo
 def test_replay_with_opinions_moves_and_mixes_as_the_teachers_recipe_does(name: str, project: Project) -> None:
     pool = Manifest.read(project.folder / "pools/naive")
     shared = selection.campaign(PARAMS, Prepared(project.prepared), pool)
-    recipe = recipes(PARAMS.classifier)[name]
-    moved = selection._moved(shared, recipe)
-    material = shared.material
-    again = material.images[replays(material, np.arange(len(moved)), derive(shared.seed, "moved"))]
-    assert (moved == again).all() == (name == "logit_adjustment")
-    assert np.array_equal(moved, selection._moved(shared, recipe))
+    recipe, n = recipes(PARAMS.classifier)[name], PARAMS.classifier.distillation_images
+    moved, targets = selection._moved(shared, recipe)
+    train = shared.material
+    assert targets.tolist() == np.repeat(np.unique(train.targets), n).tolist()  # equally many of each class
+    own = {(image.tobytes(), int(c)) for image, c in zip(train.images, train.targets, strict=True)}
+    found = [(image.tobytes(), int(c)) in own for image, c in zip(moved, targets, strict=True)]
+    assert all(found) == (name == "logit_adjustment")
+    if name == "logit_adjustment":  # each image of a class as often as the others
+        for c in np.unique(targets):
+            often = np.unique(moved[targets == c], axis=0, return_counts=True)[1]
+            assert often.max() - often.min() <= 1
+    assert np.array_equal(moved, selection._moved(shared, recipe)[0])
     if name == "cutmix":  # most of each image is as without a partner
-        same = (np.abs(moved.astype(int) - selection._moved(shared, recipes(PARAMS.classifier)["augment"])) < 1).mean((1, 2, 3))
-        assert 0.3 < same.mean() < 0.9
+        alone = selection._moved(shared, recipes(PARAMS.classifier)["augment"])[0]
+        assert 0.3 < (np.abs(moved.astype(int) - alone) < 1).mean() < 0.9
 
 
 def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
@@ -298,6 +305,99 @@ def test_a_point_of_the_curve_is_the_recipe_on_the_enlarged_train_set(curved: Pr
             curved.runs / f"real/curve/2/{i}.safetensors", project.runs / "real" / best / f"{i}.safetensors"
         ))  # fmt: skip
         assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+TAUGHT = digits_project.params(
+    arms={"real": ["real", "self_distillation", "augment"], "curve": [2], "doses": [0.25], "null_controls": True},
+    evaluate={"bootstrap": 200},
+)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project whose best real-only arm is the student of `augment`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_best", lambda runs: "self_distillation" if "self_distillation" in runs else "augment")
+        made = trained(tmp_path_factory.mktemp("taught"), TAUGHT)
+        project = next(made)
+    yield project
+    made.close()
+
+
+def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taught: Project) -> None:
+    found, runs = choice(taught, "real"), taught.runs / "real"
+    assert (found["best_real_arm"], found["teacher"]) == ("self_distillation", "augment")
+    assert set(found["validation"]) == {"real", "augment", "self_distillation"}
+    for arm in ("real", "augment"):  # as if there were no student
+        assert contents(runs / arm) == contents(done.runs / "real" / arm)
+    shared = selection.campaign(TAUGHT, Prepared(taught.prepared))
+    as_they_are = shared.material.images
+    shared = selection.judged(TAUGHT, shared, "augment", runs / "augment")
+    known = {image.tobytes() for image in as_they_are}
+    assert not all(image.tobytes() in known for image in shared.material.moved)
+    arm = Arm("self_distillation", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
+    assert arm.recipe == replace(recipes(TAUGHT.classifier)["augment"].student(), distilled=0.5)
+    run = Run(arm, 1, taught.folder / "again/1.safetensors")
+    shared.execute(run, lambda _: None)
+    assert run.file.read_bytes() == (runs / "self_distillation/1.safetensors").read_bytes()
+
+
+def test_a_point_of_the_student_s_curve_has_a_teacher_of_the_same_rows(taught: Project) -> None:
+    runs, data = taught.runs / "real/curve/2", Prepared(taught.prepared)
+    assert set(contents(taught.runs / "real/curve")) == {f"2/{p}{i}.safetensors" for p in ("", "teacher/") for i in range(2)}
+    shared = selection.with_reserve(TAUGHT, data, selection.campaign(TAUGHT, data))
+    here = replace(shared, material=shared.material.enlarged(2))
+    teacher = Run(
+        Arm("curve/2/teacher", recipes(TAUGHT.classifier)["augment"]), 0, taught.folder / "again/teacher/0.safetensors"
+    )
+    here.execute(teacher, lambda _: None)
+    assert teacher.file.read_bytes() == (runs / "teacher/0.safetensors").read_bytes()
+    student = Arm("curve/2", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
+    run = Run(student, 0, taught.folder / "again/0.safetensors")
+    selection.judged(TAUGHT, here, "augment", runs / "teacher").execute(run, lambda _: None)
+    assert run.file.read_bytes() == (runs / "0.safetensors").read_bytes()
+
+
+def test_synthetic_images_alone_are_treated_as_the_teacher_treats_real_ones(taught: Project) -> None:
+    pool, verdicts = (taught.folder / name / "naive" for name in ("pools", "verdicts"))
+    rows = Manifest.read(pool)
+    accepted = selection.accepted_rows(rows, [verdicts / "images.parquet"])
+    shared = selection.campaign(TAUGHT, Prepared(taught.prepared), rows, accepted)
+    recipe = recipes(TAUGHT.classifier)["augment"]
+    run = Run(Arm("synthetic_only", recipe, "accepted", keeps_real=False), 0, taught.folder / "again/only/0.safetensors")
+    shared.execute(run, lambda _: None)
+    assert run.file.read_bytes() == (taught.runs / "naive/synthetic_only/0.safetensors").read_bytes()
+
+
+def test_a_student_needs_its_teacher_for_hard_labels_too(taught: Project, project: Project) -> None:
+    params = digits_project.params(arms={**TAUGHT.arms.model_dump(), "labels": ["hard"], "curve": []})
+    shutil.copytree(taught.runs / "real", project.runs / "real")
+    found = project.family(params)
+    assert (found["dose"], found["labels"]) == (0.25, "hard")
+    assert contents(project.runs / "naive/synthetic") != contents(taught.runs / "naive/synthetic")
+
+
+def test_a_student_s_controls_need_no_accepted_image(taught: Project, project: Project) -> None:
+    shutil.copytree(taught.runs / "real", project.runs / "real")
+    file = project.folder / "verdicts/naive/images.parquet"
+    table = pq.read_table(file)
+    rejected = table.set_column(table.schema.get_field_index("accepted"), "accepted", [[False] * len(table)])
+    pq.write_table(rejected, file)
+    found = project.family(TAUGHT)
+    assert found["dose"] == 0 and set(found["validation"]) == {"synthetic", "synthetic_unfiltered", "replay", "again"}
+
+
+def test_synthetic_images_come_beside_the_student_s_and_are_compared_with_it(taught: Project) -> None:
+    found = choice(taught, "naive")
+    assert found["best_real_arm"] == "self_distillation" and (found["dose"], found["labels"]) == (0.25, "soft")
+    assert not list(taught.runs.rglob("naive/self_distillation"))
+    metrics, _, details = taught.evaluate(TAUGHT)
+    assert set(metrics["arms"]) == {"real", "augment", "self_distillation", *found["validation"]}
+    assert details["choice"]["recipe"] == "self_distillation" and details["choice"]["teacher"] == "augment"
+    part = metrics["decomposition"]["regularisation"]
+    assert (part["arm"], part["over"]) == ("replay", "self_distillation")
+    best = metrics["arms"]["self_distillation"]["balanced_accuracy"]
+    assert metrics["worth"]["curve"][0] == [0, *(best[key] for key in ("estimate", "low", "high"))]
 
 
 def test_worth_stands_in_the_metrics(curved: Project) -> None:

@@ -7,6 +7,7 @@ import pytest
 from digits_project import params
 
 from pipeline.arms import recipes
+from pipeline.config import SELF_DISTILLATION
 from pipeline.evaluation import worth
 from pipeline.evaluation.intervals import interval, resample, resampled
 from pipeline.evaluation.verdict import verdict
@@ -130,6 +131,9 @@ KNOWN = recipes(params().classifier)
 def test_the_prior_s_part_is_that_of_one_recipe_with_and_without_an_offset(
     arms: dict[str, float], best: str, pair: tuple[str, str] | None
 ) -> None:
-    said = worth.parts(arms, best, KNOWN)
+    said = worth.parts(arms, best, best, KNOWN)
     assert said.get("prior_shift") == pair
     assert said["regularisation"] == ("replay", best) and said["new_content"] == ("synthetic", "replay")
+    # Above all of them the student of the best: the prior's part is its teacher's.
+    taught = worth.parts({**arms, SELF_DISTILLATION: 1.0}, SELF_DISTILLATION, best, KNOWN)
+    assert taught.get("prior_shift") == pair and taught["regularisation"] == ("replay", SELF_DISTILLATION)

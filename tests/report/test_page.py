@@ -144,7 +144,7 @@ def test_the_worth_in_real_images_stands_beneath_the_verdict_and_with_its_curve(
     html = project.render()
     text, said = plain(html), "worth about 23 real images a class [4.3, more than 100]"
     assert text.index(f"The synthetic images are {said}.") < text.index("What to do next")
-    assert f"{said}, 222 in all: with so many more the best real-only recipe would score the same." in text
+    assert f"{said}, 222 in all: with so many more the best real-only arm would score the same." in text
     assert f'aria-label="learning curve: synthetic images are {said}"' in html
     project.change("metrics.json", lambda m: m["worth"].update(real_images_per_class=100.0, beyond=True, real_images=900.0))
     text = plain(project.render())
