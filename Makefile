@@ -25,7 +25,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 demo: install
-	$(BIN)/tailforge run
+	$(BIN)/tailforge run --no-release
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -4,6 +4,9 @@
     changed     whether anything would run
     sweep       results of stages that are no more
     reproduce   stages, one after the other: ran | cached | skipped
+    outs        what dvc.lock has recorded: hashes of results
+    contents    the files of results, by hash, from the cache or the remote
+    push        what the cache has, to the remote
 
 `--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
 another command holds the lock at its end.
@@ -11,8 +14,10 @@ another command holds the lock at its end.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -39,6 +44,18 @@ _OUTCOMES: dict[Outcome, re.Pattern[str]] = {
 _BEGUN = re.compile(r"^(?:Running stage|Stage) '([^']+)'")
 _COMMAND = re.compile(r"^> ")  # DVC echoes the command; what follows is the stage's own
 _STATUS = re.compile(r"^ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
+# DVC's own way to fetch a revision reads the remote from that revision's .dvc/config, where it may not have been yet, and takes
+# a relative address for one below /. By hash, the configuration of today counts.
+_FETCH = """\
+import sys
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+try:
+    Repo().cloud.pull([HashInfo("md5", md5) for md5 in sys.argv[1:]])
+except DvcException as error:
+    sys.exit(str(error))
+"""
 _CHATTER = re.compile(
     r"^(To track the changes with git|\tgit add|To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
     r"|Updating lock file|Generating lock file|Data and pipelines are up to date|$)"
@@ -112,14 +129,19 @@ def changed(project: Path) -> bool:
     return _ask(project, "status", "--json").strip() != "{}"
 
 
+def outs(project: Path) -> dict[str, dict[str, str]]:
+    """{stage: {path: md5}} of dvc.lock, where stages that dvc.yaml has no more may still stand."""
+    lock = project / "dvc.lock"
+    recorded = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+    return {name: {out["path"]: out["md5"] for out in entry.get("outs", [])} for name, entry in recorded.items()}
+
+
 def sweep(project: Path, stages: Sequence[str]) -> list[str]:
     """Remove the results of stages that dvc.yaml has no more (a family that was dropped), so that none that reads the folder
     above them takes them in; the cache keeps them. Returns their paths."""
-    lock = project / "dvc.lock"
-    recorded = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
-    outs = {name: [out["path"] for out in entry.get("outs", [])] for name, entry in recorded.items()}
-    kept = {path for name in stages for path in outs.get(name, [])}
-    gone = [path for name, paths in outs.items() if name not in stages for path in paths if path not in kept]
+    recorded = outs(project)
+    kept = {path for name in stages for path in recorded.get(name, [])}
+    gone = [path for name, paths in recorded.items() if name not in stages for path in paths if path not in kept]
     found = [
         path for path in gone if (project / path).exists() and (project / path).resolve().is_relative_to(project.resolve())
     ]
@@ -129,6 +151,33 @@ def sweep(project: Path, stages: Sequence[str]) -> list[str]:
         else:
             (project / path).unlink()
     return found
+
+
+def contents(project: Path, hashes: Sequence[str], *, fetch: bool = True) -> dict[str, dict[str, Path]]:
+    """{md5: {path inside the result: its file in the cache}}, each file checked against its hash.
+
+    What the cache lacks is fetched from the default remote where `fetch`. Raises DvcError for what is not to be had or damaged.
+    """
+    store = cache(project) / "files" / "md5"
+    refusal = ""
+    for _ in range(2 if fetch else 0):  # the lists of folders, then the files in them
+        if lacking := [own for md5 in hashes for own in _lacking(store, md5)]:
+            try:
+                _run(project, [sys.executable, "-c", _FETCH, *lacking])
+            except DvcError as error:
+                refusal = f": {error}"
+                break
+    for md5 in hashes:
+        if absent := _lacking(store, md5):
+            places = f"neither in the cache {store} nor in the remote" if fetch else f"not in the cache {store}"
+            raise DvcError(f"{', '.join(absent[:3])}{' and more' if absent[3:] else ''} of result {md5} is {places}{refusal}")
+    found = {md5: {path: _checked(store, own) for path, own in _members(store, md5).items()} for md5 in hashes}
+    return found
+
+
+def push(project: Path) -> None:
+    """Send the results of the working tree to the default remote. Raises DvcError."""
+    _ask(project, "push", "--quiet")
 
 
 def reproduce(
@@ -175,11 +224,42 @@ def _reproduce(
 
 
 def _ask(project: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
+    return _run(project, [sys.executable, "-m", "dvc", *arguments])
+
+
+def _run(project: Path, command: list[str]) -> str:
     done = subprocess.run(command, cwd=project, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise DvcError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or f"dvc {' '.join(arguments)} failed")
+        said = done.stderr if "Traceback" not in done.stderr else done.stderr.strip().rpartition("\n")[2]
+        raise DvcError(" ".join(said.split()).removeprefix("ERROR: ") or f"{' '.join(command[1:4])} failed")
     return done.stdout
+
+
+def _object(store: Path, md5: str) -> Path:
+    return store / md5[:2] / md5[2:]
+
+
+def _lacking(store: Path, md5: str) -> list[str]:
+    """Hashes of what the cache lacks of a result."""
+    if not _object(store, md5).is_file():
+        return [md5]
+    return [own for own in _members(store, md5).values() if not _object(store, own).is_file()]
+
+
+def _members(store: Path, md5: str) -> dict[str, str]:
+    """{path: md5} of the files of a folder, which is the JSON text of such a list; of a file, itself."""
+    if not md5.endswith(".dir"):
+        return {"": md5}
+    listed = json.loads(_checked(store, md5).read_text(encoding="utf-8"))
+    return {entry["relpath"]: entry["md5"] for entry in listed}
+
+
+def _checked(store: Path, md5: str) -> Path:
+    file = _object(store, md5)
+    with open(file, "rb") as stream:
+        if hashlib.file_digest(stream, "md5").hexdigest() != md5.removesuffix(".dir"):
+            raise DvcError(f"{file} does not have the hash {md5}: it was damaged; remove it, it is fetched or made again")
+    return file
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,28 @@ def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -
         raise DataError(
             f"{pool} holds no pool", expected="data/pools/GENERATOR of a project", remedy="run `tailforge run` first"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not empty", expected="a new or an empty folder", remedy="choose another --out")
-    accepted = None if everything else _accepted(verdicts / "images.parquet")
-    folders = folder_names(sorted({row["label"] for row in _rows(shards, ["label"])}))
+    return write(shards, None if everything else [verdicts / "images.parquet"], out)
+
+
+def write(
+    shards: Sequence[Path], verdicts: Sequence[Path] | None, out: Path, *, only: Collection[str] | None = None
+) -> dict[str, int]:
+    """Write the images of `shards` that `verdicts` accept (all without) into the new folder `out`, of the classes `only` alone.
+
+    A class has the same folder with and without `only`. Returns and raises as `export`.
+    """
+    vacant(out)
+    accepted = None if verdicts is None else accepted_ids(verdicts)
+    folders = folder_names(sorted({row["label"] for row in rows(shards, ["label"])}))
+    folders = {label: folder for label, folder in folders.items() if only is None or label in only}
     counts = Counter[str]()
     building = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
         with work.storage(out):
             for folder in folders.values():
                 (building / folder).mkdir(parents=True)
-            for row in _rows(shards, ["sample_id", "image", "label"]):
-                if accepted is None or row["sample_id"] in accepted:
+            for row in rows(shards, ["sample_id", "image", "label"]):
+                if row["label"] in folders and (accepted is None or row["sample_id"] in accepted):
                     folder = folders[row["label"]]
                     (building / folder / f"{_safe(row['sample_id'])}.png").write_bytes(row["image"])
                     counts[folder] += 1
@@ -54,6 +64,12 @@ def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return {folder: counts[folder] for folder in folders.values()}
+
+
+def vacant(out: Path) -> None:
+    """Raise InputError where `out` is in use."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty", expected="a new or an empty folder", remedy="choose another --out")
 
 
 def folder_names(classes: Sequence[str]) -> dict[str, str]:
@@ -73,11 +89,13 @@ def _safe(name: str) -> str:
     return re.sub(r"^\.|[^\w.-]", "_", name)[:100] or "_"
 
 
-def _accepted(file: Path) -> set[str]:
-    return {row["sample_id"] for row in _rows([file], ["sample_id", "accepted"]) if row["accepted"]}
+def accepted_ids(verdicts: Sequence[Path]) -> set[str]:
+    """sample_ids of the accepted images in files images.parquet. Raises DataError."""
+    return {row["sample_id"] for row in rows(verdicts, ["sample_id", "accepted"]) if row["accepted"]}
 
 
-def _rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
+def rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of Parquet files, some columns of them, a batch in memory at a time. Raises DataError."""
     try:
         for file in files:
             with pq.ParquetFile(file) as parquet:

@@ -1,4 +1,4 @@
-"""`tailforge`: lay a project, run it, compare generators, classify with one, export what came out.
+"""`tailforge`: lay a project, run it, compare generators, classify with one, export what came out, release it.
 
 Exit status: 0 fine, 1 a failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports stand in the functions that need
 them, so that `tailforge --help` is quick.
@@ -45,11 +45,12 @@ def run(
     ] = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if nothing changed.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json, nothing else, on standard output.")] = False,
+    release: Annotated[bool, typer.Option(help="Keep what has come out as a release (see `tailforge release`).")] = True,
 ) -> None:
     """Bring the project in this folder up to date and print the verdict."""
     from tailforge import running
 
-    running.run(Path(), set_ or (), force or (), as_json=json)
+    running.run(Path(), set_ or (), force or (), as_json=json, release=release)
 
 
 @app.command()
@@ -91,9 +92,65 @@ def export(
 
     folder = Path("data/pools", pool) if pool.isidentifier() else Path(pool)
     counts = write(folder, Path(*folder.parts[:-2], "verdicts", folder.name), out, everything=all_)
-    for label, n in counts.items():
-        print(f"{n:7d}  {label}")
-    print(f"{sum(counts.values()):7d}  images in {out}")
+    _print_counts(counts, out)
+
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
+
+
+@app.command()
+def release(
+    push: Annotated[bool, typer.Option("--push", help="Send the data to DVC's default remote first.")] = False,
+    json: JSON = False,
+) -> None:
+    """Keep the results as a version of the dataset: a git commit and tag, promoted where the verdict is `gain`."""
+    from tailforge import releases
+
+    made, new = releases.make(Path(), push=push)
+    _print_json(made.json() | {"new": new}) if json else print(releases.told(made, new))
+
+
+@app.command()
+def releases(json: JSON = False) -> None:
+    """List the releases of the dataset, the newest first."""
+    from tailforge import project
+    from tailforge import releases as known
+
+    found = known.listed(project.opened(Path()))
+    _print_json([release.json() for release in found]) if json else print(known.table(found))
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="FROM", help="A release: v2, latest or prod.")],
+    second: Annotated[str, typer.Argument(metavar="TO", help="Another one.")],
+    json: JSON = False,
+) -> None:
+    """Compare two releases: images in and out of each class, metrics side by side."""
+    from tailforge import difference
+
+    found = difference.difference(Path(), first, second)
+    _print_json(found) if json else print(difference.text(found))
+
+
+@app.command()
+def pull(
+    version: Annotated[str, typer.Argument(help="A release: v3, latest or prod.")],
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", metavar="CLASS", help="This class alone; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the PNG files; dataset-v3, if none.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Of this generator, not of the one that the verdict is about.")] = None,
+    json: JSON = False,
+) -> None:
+    """Write the images of a release as an ImageFolder, from the cache or DVC's remote; the working tree stays as it is."""
+    from tailforge import releases
+
+    taken, folder, counts = releases.pull(Path(), version, out, classes=class_ or (), generator=generator)
+    if json:
+        _print_json({"release": taken.name, "folder": str(folder), "images": counts})
+    else:
+        _print_counts(counts, folder)
 
 
 @app.command()
@@ -103,6 +160,18 @@ def doctor() -> None:
 
     for name, finding in findings(Path()):
         print(f"{name:12} {finding}")
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_counts(counts: dict[str, int], out: Path) -> None:
+    for folder, n in counts.items():
+        print(f"{n:7d}  {folder}")
+    print(f"{sum(counts.values()):7d}  images in {out}")
 
 
 def main() -> None:

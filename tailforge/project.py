@@ -108,14 +108,14 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
         _run(building, sys.executable, "-m", "dvc", "init", "--quiet")
         work.write(building / ".dvc" / "config", template(".dvc/config"))
         _run(building, "git", "add", "--all")
-        _run(building, "git", *_identity(building), "commit", "--quiet", "--message", "New project")
+        _run(building, "git", *identity(building), "commit", "--quiet", "--message", "New project")
         os.replace(building, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     opened(path)
 
 
-def _identity(folder: Path) -> list[str]:
+def identity(folder: Path) -> list[str]:
     """Options that give git a name where the user has set none."""
     known = subprocess.run(["git", "config", "user.email"], cwd=folder, capture_output=True, check=False).returncode == 0
     return [] if known else ["-c", "user.name=tailforge", "-c", "user.email=tailforge@localhost"]
@@ -140,5 +140,7 @@ Do synthetic images help a classifier on the rare classes of `{data}`, by how mu
 - `params.yaml` holds all settings; `tailforge run -S key=value` changes one. `dvc repro` and `dvc exp run -S` work too.
 - `report/index.html` is the report, `metrics.json` the figures.
 - `tailforge export FAMILY --out FOLDER` writes the accepted synthetic images as folders of PNG files.
-- `dvc remote add --default NAME PLACE`, then `dvc push` and `dvc pull` share data and results; git keeps the versions.
+- Each finished run is kept as a version of the dataset: a commit, a tag, a line in CHANGELOG.md;
+  `tailforge releases` lists them, `tailforge diff v1 v2` compares two, `tailforge pull v2` writes the images of one.
+- `dvc remote add --default NAME PLACE`, then `dvc push` and `git push --follow-tags` share data and versions.
 """

@@ -31,8 +31,8 @@ class Failed(TailforgeError):
         self.exit_status = status
 
 
-def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json: bool) -> None:
-    """Bring the project in `folder` up to date and print the outcome. Raises TailforgeError."""
+def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json: bool, release: bool = True) -> None:
+    """Bring the project in `folder` up to date, print the outcome, and release it where `release`. Raises TailforgeError."""
     started, said = time.monotonic(), sys.stderr if as_json else sys.stdout
     project.opened(folder)
     checked = _settle(folder, overrides)
@@ -54,6 +54,10 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
         sys.stdout.write(metrics)
     else:
         show(json.loads(metrics), folder / "report" / "index.html", sys.stdout)
+    if release:
+        from tailforge import releases
+
+        print(releases.told(*releases.make(folder)), file=said)
     print(f"{time.monotonic() - started:.0f} s", file=said)
 
 
@@ -110,11 +114,9 @@ def _flow(folder: Path, force: Sequence[str]) -> None:
 def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     """The arms as a table, then verdict, gain and the report's path."""
     rows = [("arm", *METRICS.values())]
-    rows += [(arm, *(_interval(values.get(m)) for m in METRICS)) for arm, values in metrics["arms"].items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=out)
-    gains = ", ".join(f"{name} {_interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
+    rows += [(arm, *(interval(values.get(m)) for m in METRICS)) for arm, values in metrics["arms"].items()]
+    print(table(rows), file=out)
+    gains = ", ".join(f"{name} {interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
     print(f"\nverdict: {metrics['verdict']}", file=out)
     print(f"gain of synthetic over {metrics['best_real_arm']}: {gains}", file=out)
     if "worth" in metrics:
@@ -122,7 +124,14 @@ def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     print(f"report: {report.absolute()}", file=out)
 
 
-def _interval(value: dict[str, float] | None, sign: str = "") -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as columns of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def interval(value: dict[str, float] | None, sign: str = "") -> str:
+    """`0.912 [0.890, 0.931]`, with signs where `sign` is `+`; `-` for None."""
     if value is None:
         return "-"
     return f"{value['estimate']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -111,7 +111,7 @@ def no_heavy(tmp_path: Path) -> str:
 
 
 def test_a_run_with_nothing_to_do_says_so_without_prefect_or_torch(toy: Path, command: Command, no_heavy: str) -> None:
-    done = command(*MAIN, "run", cwd=toy, PYTHONPATH=no_heavy)
+    done = command(*MAIN, "run", "--no-release", cwd=toy, PYTHONPATH=no_heavy)
     lines = done.stdout.splitlines()
     assert lines[0] == "Everything is up to date: nothing to run."
     assert lines[1].split() == ["arm", "balanced", "accuracy", "tail", "recall"]
@@ -122,10 +122,11 @@ def test_a_run_with_nothing_to_do_says_so_without_prefect_or_torch(toy: Path, co
     )
     assert f"report: {toy / 'report/index.html'}" in lines and lines[-1].endswith(" s")
     assert "\x1b" not in done.stdout + done.stderr
+    assert not command("git", "tag", "--list", cwd=toy).stdout
 
 
 def test_json_is_alone_on_standard_output(toy: Path, command: Command, no_heavy: str) -> None:
-    done = command(*MAIN, "run", "--json", cwd=toy, PYTHONPATH=no_heavy)
+    done = command(*MAIN, "run", "--no-release", "--json", cwd=toy, PYTHONPATH=no_heavy)
     assert json.loads(done.stdout) == json.loads((toy / "metrics.json").read_text())
 
 

@@ -97,8 +97,8 @@ def test_the_run_ends_in_a_verdict_and_leaves_no_dirt(
     report = folder / "report/index.html"
     assert str(report) in done.stdout and metrics["verdict"].replace("_", " ") in report.read_text().replace("_", " ").lower()
     assert (folder / "gains.csv").read_text().startswith("arm,metric,estimate,low,high\n")
-    dirt = command("git", "status", "--porcelain", cwd=folder).stdout.splitlines()
-    assert sorted(line[3:] for line in dirt) == ["dvc.lock", "gains.csv", "metrics.json", "params.yaml"]
+    assert "released as v1 (dataset@v1.0.0)" in done.stdout
+    assert not command("git", "status", "--porcelain", cwd=folder).stdout
     assert not (folder / ".tailforge/partial").exists() or not list((folder / ".tailforge/partial").rglob("*.*"))
 
 
@@ -106,7 +106,8 @@ def test_a_second_run_does_nothing(finished: tuple[Path, subprocess.CompletedPro
     folder, first = finished
     again = command(*MAIN, "run", cwd=folder, PYTHONPATH="")
     assert again.stdout.startswith("Everything is up to date") and not stages_that_ran(again.stderr)
-    assert again.stdout.splitlines()[1:-1] == first.stdout.splitlines()[:-1]
+    shown = first.stdout.partition("\nreleased as")[0].splitlines()
+    assert again.stdout.splitlines()[1 : 1 + len(shown)] == shown and "this state is v1" in again.stdout
     assert not stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
 
 
@@ -184,8 +185,6 @@ def test_push_and_pull_through_a_local_remote(
 ) -> None:
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     command("dvc", "remote", "add", "--default", "--local", "here", tmp_path / "remote", cwd=folder)
-    command("git", "add", "--all", cwd=folder)
-    command("git", "commit", "--quiet", "--message", "run", cwd=folder)
     command("dvc", "push", "--quiet", cwd=folder)
     clone = tmp_path / "clone"
     command("git", "clone", "--quiet", folder, clone, cwd=tmp_path)
@@ -199,8 +198,6 @@ def test_an_experiment_with_other_settings(
     finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
-    command("git", "add", "--all", cwd=folder)
-    command("git", "commit", "--quiet", "--message", "run", cwd=folder)
     done = command("dvc", "exp", "run", "--name", "other", "-S", "evaluate.bootstrap=150", cwd=folder)
     assert stages_that_ran(done.stdout) == {"measure@naive", "measure@flow_matching", "evaluate", "report"}
     assert "other" in command("dvc", "exp", "list", "--name-only", cwd=folder).stdout.split()
@@ -214,6 +211,19 @@ def test_the_accepted_images_are_exported(
     assert f"{len(pictures)}  images in" in done.stdout and len(pictures) > 10
     with Image.open(pictures[0]) as picture:
         assert picture.size == (8, 8)
+
+
+def test_a_finished_run_is_released_once(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    again = command(*MAIN, "run", "--json", cwd=folder, PYTHONPATH="")
+    assert "this state is v1" in again.stderr and "verdict" in json.loads(again.stdout)
+    assert len(command("git", "log", "--format=%h", cwd=folder).stdout.split()) == 2
+    for verb in (("pull", "v1", "--generator", "naive"), ("export", "naive")):
+        command(*MAIN, *verb, "--out", tmp_path / verb[0], cwd=folder, PYTHONPATH="")
+    pictures = [sorted(file.read_bytes() for file in (tmp_path / verb).rglob("*.png")) for verb in ("pull", "export")]
+    assert pictures[0] == pictures[1] != []
 
 
 def test_own_data_from_init_to_verdict(tmp_path: Path, command: Command) -> None:
@@ -234,5 +244,5 @@ def test_own_data_from_init_to_verdict(tmp_path: Path, command: Command) -> None
     tiny = {key: value for key, value in TINY.items() if not key.startswith("scarcity")}
     done = command(*MAIN, "run", *options(tiny | own), cwd=made)
     assert "verdict: " in done.stdout and (made / "report/index.html").is_file()
-    dirt = command("git", "status", "--porcelain", cwd=made).stdout.splitlines()
-    assert sorted(line[3:] for line in dirt) == ["dvc.lock", "gains.csv", "metrics.json", "params.yaml"]
+    assert not command("git", "status", "--porcelain", cwd=made).stdout
+    assert command("git", "tag", "--list", cwd=made).stdout.split()[-1] == "dataset@v1.0.0"
