@@ -1,4 +1,4 @@
-# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null pins readme clean
+.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift pins readme clean
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ bench-students: install
 
 bench-null: install
 	$(BIN)/python -m benchmarks.null $(DATASETS)
+
+# How often equal data are called drifted, and how often a change is found (docs/drift.md).
+bench-drift: install
+	$(BIN)/python -m benchmarks.drift
 
 # Speed beside a plain recipe, cost a row, packing, overhead: benchmarks/results and docs/speed.md. PARTS="scaling packing" for some.
 bench-speed: install

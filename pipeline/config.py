@@ -89,6 +89,14 @@ class Split(Section):
     on_identical: Literal["error", "drop"]
 
 
+class Drift(Section):
+    test: Literal["mmd", "energy"]
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)]
+    permutations: Count
+    least_change_of_counts: Annotated[float, Field(gt=0.0)]
+    retrain: Literal["when_drifted", "always"]
+
+
 class Scarcity(Section):
     kind: Literal["as_is", "long_tail", "counts", "ids"]
     ratio: Annotated[float, Field(ge=1.0)]
@@ -179,6 +187,7 @@ class Params(Section):
     data: Data
     split: Split
     scarcity: Scarcity
+    drift: Drift
     generators: Annotated[list[Literal[FAMILIES]], Field(min_length=1)]  # type: ignore[valid-type]
     sample: Sample
     judges: Judges

@@ -4,6 +4,7 @@ train.parquet  val.parquet  test.parquet    real rows (Manifest)
 reserve.parquet                             real rows that scarcity left out of all else (Manifest), often none
 external.parquet                            synthetic rows made elsewhere (Manifest), often none
 dataset.json                                classes in order, image_size, channels, counts, what was set aside
+sides.parquet                               on which side each real row stands, and stood before (pipeline/datasets/past.py)
 inputs.json                                 per family, the hash of what it takes from outside, or null
 """
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ CONFIG = """[core]
 [cache]
     dir = {cache}
 """
-STAGES = ("prepare", "judges", "fit", "sample", "validate", "measure")
+HISTORY = ("data/prepared/sides.parquet", "data/drift")  # what stages take up from the version before
+STAGES = ("prepare", "drift", "judges", "fit", "sample", "validate", "measure")
 
 
 def run(folder: Path, families: Sequence[str], overrides: Sequence[str], out: Path, name: str | None, *, as_json: bool) -> None:
@@ -92,12 +94,29 @@ def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tup
     for name, content in files.items():
         if not (place / name).is_file() or (place / name).read_text(encoding="utf-8") != content:
             work.write(place / name, content)
+    _inherit(folder, place)
     lists = place / "data" / "lists"
     if not lists.is_symlink():
         lists.parent.mkdir(exist_ok=True)
         (folder / "data" / "lists").mkdir(parents=True, exist_ok=True)
         lists.symlink_to((folder / "data" / "lists").resolve())
     return project.opened(place), params
+
+
+def _inherit(folder: Path, place: Path) -> None:
+    """Give the bake-off the project's history, so that rows stand on the same sides and generators are fitted on the same."""
+    own = [name for name in HISTORY if (folder / name).exists()]
+    noted, marker = work.key(*(folder / name for name in own)), place / "history"
+    if not own or (marker.is_file() and marker.read_text(encoding="utf-8") == noted):
+        return
+    for name in own:
+        if (place / name).is_dir():
+            shutil.rmtree(place / name)
+        (place / name).unlink(missing_ok=True)
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copyfile
+        copy(folder / name, place / name)
+    work.write(marker, noted)
 
 
 def _reproduce(place: Path, families: Sequence[str]) -> dict[str, str]:

@@ -54,6 +54,9 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
         sys.stdout.write(metrics)
     else:
         show(json.loads(metrics), folder / "report" / "index.html", sys.stdout)
+        drift = folder / "data" / "drift" / "drift.json"
+        if drift.is_file():
+            print(words.drift(json.loads(drift.read_text(encoding="utf-8"))))
     if release:
         from tailforge import releases
 

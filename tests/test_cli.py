@@ -50,6 +50,17 @@ def test_the_worth_in_real_images_is_printed_where_it_was_measured(tmp_path: Pat
         assert (said in out.getvalue()) == there and "report: " in out.getvalue()
 
 
+@pytest.mark.parametrize(("decision", "said"), [("same", "fitted on these"), ("reuse", "re-used: 3 train images came")])
+def test_a_run_says_whether_generators_were_re_used(
+    toy: Path, command: Command, no_heavy: str, decision: str, said: str
+) -> None:
+    (toy / "data/drift").mkdir(parents=True)
+    found = {"decision": decision, "came": 3, "reasons": []}
+    (toy / "data/drift/drift.json").write_text(json.dumps(found))
+    lines = command(*MAIN, "run", "--no-release", cwd=toy, PYTHONPATH=no_heavy).stdout.splitlines()
+    assert [line for line in lines if line.startswith(f"generators {said}")]
+
+
 # --- settings
 
 

@@ -173,6 +173,28 @@ def test_only_train_real_opens_the_reserve() -> None:
     assert (made, readers) == (["prepare"], ["train_real"])
 
 
+def test_generators_see_the_rows_that_drift_chose_and_no_others() -> None:
+    """A dependency on data/prepared would fit them anew whenever anything changed; all others see the present rows."""
+    for name, entry in DVC.items():
+        rows = [dep for dep in entry["deps"] if dep.endswith("train.parquet") or dep == "data/drift/reference"]
+        assert rows == (
+            ["data/drift/reference"] if name in ("fit", "sample") else ["data/prepared/train.parquet"] * (name != "prepare")
+        )
+    assert not any(dep.startswith("data/prepared") for name in ("fit", "sample") for dep in DVC[name]["deps"])
+
+
+def test_what_a_stage_takes_up_from_the_version_before_outlives_its_rerun() -> None:
+    """DVC removes other outputs before it runs a stage, and gives them back from its run cache, whatever came before."""
+    kept = {
+        name: [next(iter(out)) for out in entry["outs"] if isinstance(out, dict) and out[next(iter(out))].get("persist")]
+        for name, entry in DVC.items()
+    }
+    assert {name: outs for name, outs in kept.items() if outs} == {
+        "prepare": ["data/prepared/sides.parquet"],
+        "drift": ["data/drift/before", "data/drift/drift.json", "data/drift/reference"],
+    }
+
+
 def test_only_evaluate_opens_the_test_set() -> None:
     readers = [
         name for name, entry in DVC.items() if "data/prepared/test.parquet" in entry["deps"] or "data/prepared" in entry["deps"]

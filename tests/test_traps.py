@@ -107,7 +107,7 @@ def fits(folder: Path) -> dict[str, Any]:
     params, prepared = digits_project.params(), folder / "prepared"
     rows = Prepared(prepared).train
     return {
-        "generator": lambda: fit_stage.run(params, "naive", prepared, folder / "model", folder / "fit.json"),
+        "generator": lambda: fit_stage.run(params, "naive", prepared, prepared, folder / "model", folder / "fit.json"),
         "judges": lambda: judges_stage.run(params, prepared, folder / "judges"),
         "classifier": lambda: train_stage.run(params, prepared, folder / "runs"),
         "reference": lambda: score.reference.probabilities(rows(), CLASSES, rows().images(), 0),

@@ -4,10 +4,11 @@
     left out     the same pixels under two labels; what an official split has on two sides
     sides        the official ones, or carved from the rest: test, then validation
     scarcity     thins train; what it drops goes to a carved test set where nothing of its group stays in train or val
+    past         a row that stood in the version before keeps its side, and with it all of its component
     reserve      what scarcity dropped and no test set took, where nothing of its group stands in val or test: it counts as left
                  out, and serves one question alone, how many more real images would have done what synthetic ones did
 
-Every choice is a function of the seed and of the rows in the order of their source.
+Every choice is a function of the seed, of the past and of the rows in the order of their source.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline import seeds
 from pipeline.config import Params
 from pipeline.datasets import duplicates, lists, scarcity, split
+from pipeline.datasets.past import Past
 from pipeline.datasets.rows import FORMATS, natural
 from pipeline.datasets.split import OUT, RESERVE, SIDES, TEST, TRAIN, VAL
 from pipeline.errors import DataError
@@ -36,6 +38,7 @@ class Decision:
     labels: np.ndarray  # (n,) index into classes
     side: np.ndarray  # (n,) TRAIN, VAL, TEST, RESERVE or OUT
     group: np.ndarray  # (n,) first row of the group
+    stood: np.ndarray  # (n,) side on which its component stood before, TRAIN where it was on several; -1 where it was not
     official_test: bool
     groups_known: bool = False
     near_duplicates: int = 0  # rows with another that shows the same
@@ -52,12 +55,12 @@ class Decision:
         self.reasons.update(dict.fromkeys(rows.tolist(), reason))
 
 
-def decide(table: pa.Table, thumbnails: np.ndarray, params: Params) -> Decision:
+def decide(table: pa.Table, thumbnails: np.ndarray, params: Params, past: Past) -> Decision:
     """`table` has intake.DECIDED_ON for n rows, `thumbnails` (m, d) belong to the readable ones. Raises DataError."""
     readable = pc.is_null(table["reason"]).to_numpy()
     official = pc.index_in(table["split"], pa.array(SIDES)).fill_null(-1).to_numpy()
     classes, labels = _classes(table["label"])
-    sample_ids = _sample_ids(table["path"], table["name"])
+    sample_ids = past.names(_sample_ids(table["path"], table["name"]), table["path"], table["pixel_hash"])
     _check_classes(classes, labels, readable, official)
     made = Decision(
         table["path"],
@@ -66,6 +69,7 @@ def decide(table: pa.Table, thumbnails: np.ndarray, params: Params) -> Decision:
         labels,
         side=np.where(readable, np.where(official < 0, TRAIN, official), OUT),
         group=np.arange(len(table)),
+        stood=np.full(len(table), -1),
         official_test=bool((official == TEST).any()),
     )
     kept, given = _lists(table, params, made)
@@ -79,12 +83,22 @@ def decide(table: pa.Table, thumbnails: np.ndarray, params: Params) -> Decision:
     together = np.flatnonzero(given >= 0)
     made.group = duplicates.components(len(table), identical, near, together[duplicates.equal_pairs(given[together])])
 
+    made.stood = _lowest(past.sides(table["pixel_hash"]), made.group)
+
     _two_sides(made, same, alike, params.split.on_identical)
     _two_labels(made, same)
     _carve(made, official, kept, params)
     _thin(made, kept, params)
     _check_sides(made)
     return made
+
+
+def _lowest(sides: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Of each row's component the lowest of `sides` (n,) that is not -1, (n,)."""
+    lowest = np.full(len(sides), OUT, dtype=np.int64)
+    np.minimum.at(lowest, components[sides >= 0], sides[sides >= 0])
+    found: np.ndarray = np.where(lowest == OUT, -1, lowest)[components]
+    return found
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
@@ -190,18 +204,24 @@ def _two_labels(made: Decision, same: np.ndarray) -> None:
 
 
 def _carve(made: Decision, official: np.ndarray, kept: np.ndarray, params: Params) -> None:
-    """Carve test and val from train where the data bring none."""
+    """Carve test and val from train where the data bring none: rows that stood there, then as many others as are wanting."""
     counts = made.counts(TRAIN)
     listed = np.isin(made.group, made.group[kept])  # images that a list keeps for train are the last to be carved
-    for side, share, later in ((TEST, params.split.test, 1), (VAL, params.split.val, 0)):
-        if (official == side).any():
-            continue
-        rows = np.flatnonzero(made.side == TRAIN)
-        goals, stay = split.targets(counts, share), split.remain(made.counts(TRAIN), later)
+    carved = [part for part in ((TEST, params.split.test, 1), (VAL, params.split.val, 0)) if not (official == part[0]).any()]
+    for side, _, _ in carved:
+        made.side[(made.side == TRAIN) & (made.stood == side)] = side
+    for side, share, later in carved:
+        rows = np.flatnonzero((made.side == TRAIN) & (made.stood < 0))
+        have, bound = (
+            made.counts(side),
+            np.bincount(made.labels[(made.side == TRAIN) & (made.stood >= 0)], minlength=len(counts)),
+        )
+        goals = np.maximum(split.targets(counts, share) - have, 0)
+        stay = np.maximum(split.remain(made.counts(TRAIN), later) - bound, 0)
         rng = seeds.numpy_rng(params.seed, "split", SIDES[side])
         taken = split.carve(made.labels[rows], made.group[rows], goals, stay, rng, listed[rows])
         made.side[rows[taken]] = side
-        for c in np.flatnonzero(np.bincount(made.labels[rows[taken]], minlength=len(goals)) == 0):
+        for c in np.flatnonzero(made.counts(side) == 0):
             made.warnings.append(f"class {made.classes[c]!r} is too small for an image in {SIDES[side]}, or is one group")
     lost = np.bincount(made.labels[kept & (made.side != TRAIN)], minlength=len(counts))
     for c in np.flatnonzero(lost):
@@ -219,7 +239,7 @@ def _thin(made: Decision, kept: np.ndarray, params: Params) -> None:
         counts = scarcity.wanted(params.scarcity, made.classes, available)
         for c in np.flatnonzero(counts > available):
             made.warnings.append(f"class {made.classes[c]!r} has {available[c]} train images, {counts[c]} were asked for")
-        stays = scarcity.choose(made.labels[rows], made.classes, counts, params.seed)
+        stays = scarcity.choose(made.labels[rows], made.classes, counts, params.seed, made.stood[rows] == TRAIN)
     dropped = rows[~stays]
     made.leave_out(dropped, "scarcity")
     if params.scarcity.dropped == "test" and not made.official_test:

@@ -44,10 +44,14 @@ def wanted(scarcity: Scarcity, classes: Sequence[str], available: np.ndarray) ->
     return counts
 
 
-def choose(labels: np.ndarray, classes: Sequence[str], counts: np.ndarray, seed: int) -> np.ndarray:
-    """Rows to keep, bool (n,): `counts` (k,) of each class, drawn without replacement, or all where there are fewer."""
+def choose(labels: np.ndarray, classes: Sequence[str], counts: np.ndarray, seed: int, first: np.ndarray) -> np.ndarray:
+    """Rows to keep, bool (n,): `counts` (k,) of each class, drawn without replacement, or all where there are fewer.
+
+    Rows where `first` (n,) holds are drawn before the others.
+    """
     kept = np.zeros(len(labels), dtype=bool)
     for c, (name, count) in enumerate(zip(classes, counts.tolist(), strict=True)):
         rows = np.flatnonzero(labels == c)
-        kept[seeds.numpy_rng(seed, "scarcity", name).permutation(rows)[:count]] = True
+        drawn = seeds.numpy_rng(seed, "scarcity", name).permutation(rows)
+        kept[drawn[np.argsort(~first[drawn], kind="stable")][:count]] = True
     return kept

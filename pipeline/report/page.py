@@ -56,6 +56,7 @@ class Sources:
     """The paths that the stage was given. gains.csv stands beside `metrics`: evaluate writes both."""
 
     prepared: Path
+    drift: Path
     pools: Path
     verdicts: Path
     measures: Path
@@ -99,6 +100,7 @@ def render(sources: Sources, out: Path) -> str:
         worth=tables.beside_each_other([_json(sources.measures / f.name / "measures.json", "measure") for f in families]),
         discriminative=words.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("best_real_arm"))),
         families=[_family(f, gallery.rejections(f, train, budget), sources, out) for f in families],
+        drift=_drift(_json(sources.drift, "drift")),
         classes=_classes(info, rare, _behind(metrics, families)),
         warnings=_warnings(info, details, families),
         duplicates=info.get("near_duplicates") or 0,
@@ -283,6 +285,21 @@ def _fidelity(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         cells = [(words.measure(i.estimate), words.measure_range(i)) for i in pair]
         rows.append({"title": title, "note": note, "cells": cells, "warning": (found.get(name) or {}).get("warning") or ""})
     return rows
+
+
+def _drift(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What changed in train since the generators were fitted: in words, and a row a class, those that changed most first."""
+    rows = sorted(found.get("classes") or [], key=lambda row: (row["adjusted"] is None, row["adjusted"], -row["came"]))
+    said = words.drift(found)
+    return {
+        "said": f"{said[0].upper()}{said[1:]}.",
+        "reasons": words.drift_reasons(found),
+        "classes": rows[: tables.CLASS_ROWS] if found.get("decision") != "same" else [],
+        "n_classes": len(rows),
+        "together": (found.get("together") or {}).get("adjusted"),
+        "mix": found.get("mix"),
+        "settings": found.get("settings") or {},
+    }
 
 
 def _classes(info: Mapping[str, Any], rare: list[tuple[str, int]], families: list[Family]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import ENSEMBLE
 
@@ -233,6 +234,37 @@ def real_images(worth: Mapping[str, object]) -> str:
     elif not worth.get("beyond"):
         about = f"about {about}"
     return f"worth {about} real images a class [{low}, {high}]"
+
+
+def drift(found: Mapping[str, Any]) -> str:
+    """What drift.json decided: generators re-used: 12 train images came since they were fitted, and no drift was found"""
+    came = f"{count(found['came'], 'train image')} came"
+    if found["decision"] == "same":
+        return "generators fitted on these train images"
+    if found["decision"] == "reuse":
+        return f"generators re-used: {came} since they were fitted, and no drift was found"
+    reasons = drift_reasons(found)
+    more = f"; and {count(len(reasons) - 2, 'more reason')}" if len(reasons) > 2 else ""
+    return f"generators fitted anew, {came}: {'; '.join(reasons[:2])}{more}"
+
+
+def drift_reasons(found: Mapping[str, Any]) -> list[str]:
+    """Why generators were fitted anew, a clause each."""
+    return [_drift_reason(reason) for reason in found["reasons"]]
+
+
+def _drift_reason(reason: Mapping[str, Any]) -> str:
+    name, value = clip(reason.get("class"), 40), _finite(reason.get("value"))
+    return {
+        "always": "drift.retrain is always",
+        "new": f"class {name} is new",
+        "vanished": f"class {name} has vanished",
+        "form": "images have another size or other channels",
+        "gone": f"{count(int(value or 0), 'train image')} of those they were fitted on went, or changed name, label or side",
+        "drift": f"images of class {name} changed (adjusted p {number(value)})",
+        "together": f"images of all classes together changed (adjusted p {number(value)})",
+        "counts": f"class {name} grew by {percent(value)} %",
+    }[reason["why"]]
 
 
 def advice(

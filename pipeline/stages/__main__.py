@@ -15,14 +15,15 @@ from pipeline.stages import asking
 # verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
 VERBS = {
     "prepare": ["out"],
-    "fit": ["family", "prepared", "out", "cost"],
-    "sample": ["family", "prepared", "model", "out", "cost"],
+    "drift": ["prepared", "out"],
+    "fit": ["family", "prepared", "reference", "out", "cost"],
+    "sample": ["family", "prepared", "reference", "model", "out", "cost"],
     "judges": ["prepared", "out"],
     "validate": ["family", "prepared", "judges", "model", "pool", "out", "docs"],
     "measure": ["family", "prepared", "model", "pool", "verdicts", "out"],
     "train": ["family?", "prepared", "pool?", "verdicts?", "real?", "out"],
     "evaluate": ["prepared", "runs", "metrics", "gains", "out"],
-    "report": ["prepared", "pools", "verdicts", "measures", "evaluation", "metrics", "out"],
+    "report": ["prepared", "drift", "pools", "verdicts", "measures", "evaluation", "metrics", "out"],
 }
 
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from pipeline import work
 from pipeline.config import FAMILIES, Params
-from pipeline.datasets import assemble, external, intake, lists
+from pipeline.datasets import assemble, external, intake, lists, past
 from pipeline.datasets.decide import decide
 from pipeline.datasets.rows import rows
 from pipeline.datasets.split import FILES, SIDES
 
 
 def run(params: Params, out: Path) -> None:
-    """Write train, val, test, reserve and external.parquet, dataset.json and inputs.json into `out`. Raises DataError."""
+    """Write train, val, test, reserve and external.parquet, dataset.json and inputs.json into `out`. Raises DataError.
+
+    sides.parquet, which an earlier version left in `out`, keeps its rows on their sides, and is replaced.
+    """
     data = params.data
     elsewhere = Path(params.families["external"]["path"]) if "external" in params.generators else None
     settings = [section.model_dump() for section in (data, params.split, params.scarcity)]
@@ -21,7 +24,11 @@ def run(params: Params, out: Path) -> None:
     with work.resumable(out, params.seed, settings, str(elsewhere), found) as folder:
         shards = intake.take_in(rows(data), data, folder / ".real", "prepare: real images")
         table = intake.columns(shards)
-        decision = decide(table, intake.thumbnails(shards, folder), params)
+        noted = past.settings(params), past.identity(table, list(lists.files(params).values()))
+        before = past.read(out / past.FILE, *noted)
+        decision = decide(table, intake.thumbnails(shards, folder), params, before)
+        now = past.rows(decision.paths, decision.sample_ids, table["pixel_hash"], decision.side)
+        past.write(folder / past.FILE, now, before, *noted)
         hashes = [
             assemble.write_manifest(folder / f"{name}.parquet", assemble.real_rows(shards, decision, side))
             for side, name in enumerate(FILES)

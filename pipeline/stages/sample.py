@@ -10,20 +10,22 @@ from pipeline.generators import registry
 from pipeline.prepared import Prepared
 
 
-def run(params: Params, family: str, prepared: Path, model: Path, out: Path, cost: Path) -> None:
+def run(params: Params, family: str, prepared: Path, reference: Path, model: Path, out: Path, cost: Path) -> None:
     """Write the pool of `family` into folder `out`, and what it cost to the file `cost`.
+
+    Sources are the train rows of `reference`, on which the model was fitted; rows made elsewhere are those of `prepared`.
 
     A killed run goes on at the first missing shard.
     """
-    data, settings = Prepared(prepared), params.sample
+    data, settings = Prepared(reference), params.sample
     kind = registry.family(family)
     if kind.traits.sources_known:
         plan = sampling.fill(
             family, data.train(), data.classes, fill_to=settings.fill_to, surplus=settings.surplus, seed=params.seed
         )
     else:
-        plan = sampling.all_of(data.external(), data.classes)
-    decided_by = (params.seed, settings.model_dump(), model, prepared / "train.parquet", prepared / "dataset.json")
+        plan = sampling.all_of(Prepared(prepared).external(), data.classes)
+    decided_by = (params.seed, settings.model_dump(), model, reference / "train.parquet", reference / "dataset.json")
     with work.resumable(out, *decided_by) as folder:
         loaded = kind.load(model)
         with costs.noted(cost, images=len(plan), resumed=any(folder.iterdir())):

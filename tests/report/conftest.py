@@ -73,6 +73,7 @@ class Project:
         report.run(
             config.Params.model_construct(),
             self.path("data/prepared"),
+            self.path("data/drift.json"),
             self.path("data/pools"),
             self.path("data/verdicts"),
             self.path("data/measures"),
@@ -137,6 +138,34 @@ def write_prepared(project: Project, side: int, prefix: str) -> None:
         "fingerprint": "5f1c0ffee5f1c0ffee5f1c0f",
     }
     project.path("data/prepared/dataset.json").write_text(json.dumps(info))
+    project.path("data/drift.json").write_text(json.dumps(drift(project.classes, project.counts)))
+
+
+def drift(classes: list[str], counts: list[int], came: int = 0, **changed: Any) -> dict[str, Any]:
+    """drift.json: by default of a first version; `came` images to each class otherwise."""
+    tested = {"statistic": 0.41, "p": 0.12, "adjusted": 0.6} if came else dict.fromkeys(("statistic", "p", "adjusted"))
+    return {
+        "now": "5f1c0ffee5f1c0ffee5f1c0f",
+        "classes": [
+            {"name": c, "before": n, "after": n + came, "came": came, **tested} for c, n in zip(classes, counts, strict=True)
+        ],
+        "together": tested,
+        "came": came * len(classes),
+        "gone": 0,
+        "new": [],
+        "vanished": [],
+        "mix": 0.7 if came else None,
+        "relabellings": 2000,
+        "settings": {
+            "test": "mmd",
+            "alpha": 0.01,
+            "permutations": 2000,
+            "least_change_of_counts": 0.25,
+            "retrain": "when_drifted",
+        },
+        "reasons": [],
+        "decision": "reuse" if came else "same",
+    } | changed
 
 
 def write_family(project: Project, family: str, per_class: int, prefix: str) -> None:

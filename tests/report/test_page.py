@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BEST, Project
+from conftest import BEST, Project, drift
 from PIL import Image
 
 from pipeline.errors import DataError
@@ -241,6 +241,51 @@ def test_bytes_that_are_no_image_are_counted_and_not_shown(make: Make) -> None:
     assert "12 accepted" in plain(html) and "pictures not found" not in plain(html)
 
 
+def test_a_first_version_has_one_line_on_drift(make: Make) -> None:
+    text = plain(make().render())
+    assert "Generators fitted on these train images." in text and "Adjusted p" not in text
+
+
+def test_a_re_used_generator_is_said_with_what_came(make: Make) -> None:
+    project = make()
+    found = drift(project.classes, project.counts, came=2)
+    project.change("data/drift.json", lambda d: d.update(found))
+    text = plain(project.render())
+    assert "Generators re-used: 20 train images came since they were fitted, and no drift was found." in text
+    assert "9 3 5 2 0.410 0.12 0.6" in text and "Two-sample test (mmd)" in text and "All classes together: 0.6." in text
+
+
+def test_reasons_for_fitting_anew_are_listed_and_the_most_changed_class_leads(make: Make) -> None:
+    project = make()
+    found = drift(project.classes, project.counts, came=2, decision="retrain")
+    found["classes"][7] |= {"p": 0.0005, "adjusted": 0.005}
+    found["reasons"] = [
+        {"why": "new", "class": "9"},
+        {"why": "drift", "class": "7", "value": 0.005},
+        {"why": "counts", "class": "9", "value": 2 / 3},
+        {"why": "gone", "value": 3},
+    ]
+    project.change("data/drift.json", lambda d: d.update(found))
+    text = plain(project.render())
+    assert "Generators fitted anew, 20 train images came: class 9 is new; images of class 7 changed (adjusted p 0.005)" in text
+    assert "and 2 more reasons" in text and "class 9 grew by 66.7 %" in text
+    assert "3 train images of those they were fitted on went" in text
+    table = text[text.index("Train before") :]
+    assert table.index(" 7 6 8 2 ") < table.index(" 0 60 62 2 ")
+
+
+def test_names_in_reasons_are_text(make: Make) -> None:
+    project = make(classes=PAYLOADS)
+    found = drift(PAYLOADS, project.counts, came=1, decision="retrain")
+    found["reasons"] = [{"why": "new", "class": name} for name in PAYLOADS]
+    found["settings"]["test"] = PAYLOADS[0]
+    project.change("data/drift.json", lambda d: d.update(found))
+    reader = Reader(project.render())
+    assert "script" not in reader.tags and not [a for a in reader.attributes if a[1].startswith("on")]
+    for payload in PAYLOADS:
+        assert f"class {clip(payload, 40)} is new" in reader.text
+
+
 def test_two_reports_on_the_same_data_are_the_same_bytes(make: Make) -> None:
     project = make(families=("flow_matching", "external"))
     assert project.render() == project.render()
@@ -322,7 +367,7 @@ def test_images_are_read_in_a_stream(make: Make) -> None:
         "page.render(page.Sources(*map(Path, sys.argv[1:])), Path('report'));"
         "print(pyarrow.default_memory_pool().max_memory())"
     )
-    folders = [f"data/{name}" for name in ("prepared", "pools", "verdicts", "measures", "evaluation")]
+    folders = [f"data/{name}" for name in ("prepared", "drift.json", "pools", "verdicts", "measures", "evaluation")]
     places = [project.path(p) for p in (*folders, "metrics.json")]
     done = subprocess.run([sys.executable, "-c", script, *places], capture_output=True, text=True, check=True)
     assert 1e5 < int(done.stdout) < 120e6
@@ -435,6 +480,7 @@ def test_two_classes_and_one(make: Make) -> None:
         "gains.csv",
         "data/evaluation/details.json",
         "data/prepared/dataset.json",
+        "data/drift.json",
         "data/prepared/train.parquet",
         "data/verdicts/flow_matching/images.parquet",
         "data/verdicts/flow_matching/verdicts.parquet",

@@ -34,6 +34,25 @@ def test_measurements_keep_their_digits() -> None:
     assert [words.number(v) for v in (4.0, 0.3, -2.5)] == ["4", "0.3", "−2.5"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ({"why": "always"}, "drift.retrain is always"),
+        ({"why": "new", "class": "a\u202eb"}, "class a\ufffdb is new"),
+        ({"why": "vanished", "class": "a"}, "class a has vanished"),
+        ({"why": "form"}, "images have another size or other channels"),
+        ({"why": "gone", "value": 1}, "1 train image of those they were fitted on went, or changed name, label or side"),
+        ({"why": "drift", "class": "a", "value": 0.0042}, "images of class a changed (adjusted p 0.0042)"),
+        ({"why": "together", "value": 0.01}, "images of all classes together changed (adjusted p 0.01)"),
+        ({"why": "counts", "class": "a", "value": 0.25}, "class a grew by 25.0 %"),
+    ],
+)
+def test_every_reason_for_fitting_anew_has_words(reason: dict[str, object], said: str) -> None:
+    assert words.drift({"decision": "retrain", "came": 1, "reasons": [reason]}) == (
+        f"generators fitted anew, 1 train image came: {said}"
+    )
+
+
 def test_a_band_is_said_in_words() -> None:
     assert words.band(0.8, 6.25) == "0.8 to 6.25"
     assert words.band(0.5, None) == "at least 0.5"

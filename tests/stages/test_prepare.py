@@ -316,7 +316,7 @@ def test_an_image_with_a_relative_in_val_or_test_is_not_in_reserve():
     side = np.array([TRAIN] * 8 + [VAL, TEST])
     group = np.array([0, 1, 2, 3, 4, 5, 8, 9, 8, 9])
     names = pa.chunked_array([pa.array([str(i) for i in range(10)])])
-    made = decide.Decision(names, names, ["a", "b"], np.array([0, 1] * 5), side, group, official_test=True)
+    made = decide.Decision(names, names, ["a", "b"], np.array([0, 1] * 5), side, group, np.full(10, -1), official_test=True)
     stays = np.isin(np.arange(10), [0, 1])
     decide._thin(made, stays, folder_params(scarcity={"kind": "ids"}))
     assert made.side.tolist() == [TRAIN] * 2 + [RESERVE] * 4 + [LEFT_OUT] * 2 + [VAL, TEST]

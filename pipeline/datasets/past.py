@@ -1,0 +1,104 @@
+"""Past: where each row stood in the version before, so that it stays there when images come.
+
+    sides.parquet   version     now | before: the rows as they stand, and those of the version that they were decided on
+                    path, sample_id, pixel_hash, side
+
+A split that is drawn anew moves train rows to test, and whatever has learned from them must then be thrown away. So rows keep
+their side and their name, and only rows that came are drawn.
+
+The file is read and replaced by the same stage, which is still a function of what it is given: it notes of which `data` its
+rows `now` are, and where these are the data at hand, the past is what stands under `before`. So a stage that was killed after
+it had replaced the file, or is forced, decides as it did the first time. Rows that were split by other settings have no past.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import work
+from pipeline.config import Params
+from pipeline.datasets.split import SIDES
+
+FILE = "sides.parquet"
+ROWS = pa.schema([("path", pa.string()), ("sample_id", pa.string()), ("pixel_hash", pa.string()), ("side", pa.int8())])
+
+
+@dataclass(frozen=True)
+class Past:
+    """Rows (m,) of the version before, with ROWS' columns; none where there was none."""
+
+    table: pa.Table
+
+    def sides(self, pixel_hash: pa.ChunkedArray) -> np.ndarray:
+        """Side of each image (n,) in the version before, int (n,); -1 where it was not there."""
+        index = pc.index_in(pixel_hash, self.table["pixel_hash"].combine_chunks())
+        return _filled(self.table["side"].combine_chunks().take(index))
+
+    def names(self, ids: pa.ChunkedArray, paths: pa.ChunkedArray, pixel_hash: pa.ChunkedArray) -> pa.ChunkedArray:
+        """`ids` (n,), but for images that had another one at the same path: they keep it, as long as all ids differ."""
+        own = pc.binary_join_element_wise(paths, pixel_hash, "\0")
+        known = pc.binary_join_element_wise(self.table["path"], self.table["pixel_hash"], "\0").combine_chunks()
+        kept = pc.coalesce(self.table["sample_id"].combine_chunks().take(pc.index_in(own, known)), ids)
+        return kept if pc.count_distinct(kept).as_py() == len(kept) else ids
+
+
+def _filled(sides: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(sides, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def nothing() -> Past:
+    """The past of a first version."""
+    return Past(ROWS.empty_table())
+
+
+def settings(params: Params) -> str:
+    """Hash of what decides the form of an image and its side."""
+    form = (params.data.image_size, params.data.channels, params.data.resize)
+    return work.key(params.seed, form, params.split.model_dump(), params.scarcity.model_dump())
+
+
+def identity(table: pa.Table, files: list[Path]) -> str:
+    """Hash of the rows that a source gave and of the lists that speak of them, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in table.to_batches(max_chunksize=1024):
+        digest.update("".join(f"{row}\n" for row in batch.to_pylist()).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def read(file: Path, settings: str, data: str) -> Past:
+    """The past of `data` under `settings`, from what `write` left at `file`."""
+    if not file.is_file():
+        return nothing()
+    table = pq.read_table(file)
+    noted = table.schema.metadata or {}
+    if noted.get(b"settings") != settings.encode():
+        return nothing()
+    version = "before" if noted.get(b"data") == data.encode() else "now"
+    return Past(table.filter(pc.equal(table["version"], version)).select(ROWS.names))
+
+
+def write(file: Path, now: pa.Table, past: Past, settings: str, data: str) -> None:
+    """Put the rows `now` (ROWS' columns) and those of `past` at `file`."""
+    parts = [
+        rows.add_column(0, "version", pa.array([version] * len(rows), pa.string()))
+        for version, rows in (("now", now), ("before", past.table))
+    ]
+    table = pa.concat_tables(parts).combine_chunks().replace_schema_metadata({"settings": settings, "data": data})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    work.write(file, bytes(buffer.getvalue()))
+
+
+def rows(paths: pa.ChunkedArray, ids: pa.ChunkedArray, pixel_hash: pa.ChunkedArray, side: np.ndarray) -> pa.Table:
+    """The rows (n,) that stand in train, val or test, with ROWS' columns."""
+    table = pa.table([paths, ids, pixel_hash, pa.array(side.astype(np.int8))], schema=ROWS)
+    return table.filter(pa.array(side < len(SIDES)))
