@@ -1,4 +1,4 @@
-# make demo | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift pins readme clean
+.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift pins readme clean
 
 install: $(STAMP)
 
@@ -27,8 +27,13 @@ $(STAMP): requirements.txt pyproject.toml
 demo: install
 	$(BIN)/tailforge run --no-release
 
+# Prefect's server at 127.0.0.1:4200, its workers and this project's schedule, until Ctrl-C.
+serve: install
+	$(BIN)/tailforge serve
+
+# Two at a time, each on a thread; the tests of a file share what they start, so a file stays together.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,10 +3,13 @@
 DVC decides what has to run and keeps what came out; a task therefore has no cache and no persisted result of its own.
 Stages run one after the other in the flow's own thread: each uses the whole machine, and a signal to the flow reaches
 the stage that runs. No server is needed: where the user has named none a temporary one runs (flows/server.py).
+
+Under a schedule, stages that want a device go to workers (flows/workers.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -20,7 +23,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from flows import dvc, server
+from flows import dvc, server, workers
 
 METRICS = ("balanced_accuracy", "tail_recall")
 
@@ -40,24 +43,41 @@ def reproduce(stage: str, outcomes: Iterator[dvc.Outcome]) -> dvc.Outcome | Stat
 
 
 @flow(name="augment", persist_result=False, validate_parameters=False)
-def augment(project: Path, force: Sequence[str] = ()) -> dict[str, dvc.Outcome] | State[Any]:
-    """Reproduce every stage of the project in the folder `project`; those named in `force` even if nothing changed.
+def augment(
+    project: Path, force: Sequence[str] = (), only: Sequence[str] = (), send: bool = False, remote: str = ""
+) -> dict[str, dvc.Outcome] | State[Any]:
+    """Reproduce every stage of the project in the folder `project`, or those in `only`; those in `force` even if nothing
+    changed. With `send`, stages that want a device go to workers, through git's remote `remote` where these have clones.
 
-    Returns each stage's outcome and leaves two artifacts, `arms` and `verdict`; or, after a stage failed, a Failed state with
-    that stage's message and exit status. Raises dvc.DvcError.
+    Returns the outcome of each stage that ran here and leaves two artifacts, `arms` and `verdict`; or, after a stage failed, a
+    Failed state with that stage's message and exit status. Raises dvc.DvcError.
     """
     outcomes: dict[str, dvc.Outcome] = {}
-    stages = dvc.stages(project)
-    for path in dvc.sweep(project, stages):
+    every = dvc.stages(project)
+    for path in dvc.sweep(project, every):
         get_run_logger().info("removed %s, which no stage makes any more", path)
+    stages = [stage for stage in every if not only or stage in only]
+    for sent, group in itertools.groupby(stages, lambda stage: send and workers.wanted(stage)):
+        names = list(group)
+        done = every[: every.index(names[0])]
+        if failed := (workers.reproduce(project, names, done, remote) if sent else None) or _here(
+            project, names, force, outcomes
+        ):
+            return failed
+    publish(project)
+    return outcomes
+
+
+def _here(project: Path, stages: list[str], force: Sequence[str], outcomes: dict[str, dvc.Outcome]) -> State[Any] | None:
+    """Reproduce `stages` in this process and note their outcomes; a Failed state after the first that failed. What workers
+    have made is skipped: to see that is to have checked it."""
     with closing(dvc.reproduce(project, stages, force=force, log=lambda line: get_run_logger().info(line))) as ends:
         for stage in stages:
             state = reproduce(stage, ends, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message, data=state.result(raise_on_failure=False))
             outcomes[stage] = cast(dvc.Outcome, state.result())
-    publish(project)
-    return outcomes
+    return None
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

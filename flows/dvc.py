@@ -1,12 +1,14 @@
 """The only caller of DVC: each command is a process, since DVC locks, prints and stops per process.
 
     stages      names in the order of dvc.yaml, which is topological (tests/test_dvc.py)
-    changed     whether anything would run
+    changed     stages that would run
     sweep       results of stages that are no more
     reproduce   stages, one after the other: ran | cached | skipped
     outs        what dvc.lock has recorded: hashes of results
     contents    the files of results, by hash, from the cache or the remote
-    push        what the cache has, to the remote
+    push, pull  results to the remote and from it
+    checkout    what dvc.lock has recorded, back in its place
+    share       a second checkout with the cache of the first
 
 `--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
 another command holds the lock at its end.
@@ -53,6 +55,24 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 try:
     Repo().cloud.pull([HashInfo("md5", md5) for md5 in sys.argv[1:]])
+except DvcException as error:
+    sys.exit(str(error))
+"""
+_PULL = """\
+import sys
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+name, which = sys.argv[1:]
+try:
+    repo = Repo()
+    stage, = repo.stage.collect(name)
+    made = {out.def_path for other in repo.index.stages for out in other.outs}
+    wanted = [str(item.def_path) for item in getattr(stage, which)]
+    if which == "deps":  # a dependency that lies below or above the result of another stage is that result
+        below = lambda a, b: a == b or a.startswith(b + "/") or b.startswith(a + "/")
+        wanted = [out for out in sorted(made) if any(below(out, dep) for dep in wanted)]
+    if wanted:
+        repo.pull(wanted, force=True)
 except DvcException as error:
     sys.exit(str(error))
 """
@@ -124,9 +144,24 @@ def cache(project: Path) -> Path:
     return (project / _ask(project, "cache", "dir").strip()).resolve()
 
 
-def changed(project: Path) -> bool:
-    """Whether a stage would run. Raises DvcError."""
-    return _ask(project, "status", "--json").strip() != "{}"
+def changed(project: Path, *stages: str) -> list[str]:
+    """The stages that would run, of those that are named if any is. Raises DvcError."""
+    return list(json.loads(_ask(project, "status", "--json", *stages)))
+
+
+def share(project: Path, other: Path) -> None:
+    """Give another checkout of a project its cache and local settings (remotes, credentials), and put the results of its
+    dvc.lock in place, as far as the cache has them. Raises DvcError."""
+    local = project / ".dvc" / "config.local"
+    if local.is_file():
+        shutil.copy2(local, other / ".dvc" / "config.local")
+    _ask(other, "cache", "dir", "--local", str(cache(project)))
+    checkout(other)
+
+
+def checkout(project: Path) -> None:
+    """Put the results of dvc.lock in place, as far as the cache has them. Raises DvcError."""
+    _ask(project, "checkout", "--quiet", "--force", "--allow-missing")
 
 
 def outs(project: Path) -> dict[str, dict[str, str]]:
@@ -175,25 +210,36 @@ def contents(project: Path, hashes: Sequence[str], *, fetch: bool = True) -> dic
     return found
 
 
-def push(project: Path) -> None:
-    """Send the results of the working tree to the default remote. Raises DvcError."""
-    _ask(project, "push", "--quiet")
+def push(project: Path, *stages: str) -> None:
+    """Send the results of the working tree, or of `stages` alone, to the default remote. Raises DvcError."""
+    _ask(project, "push", "--quiet", *stages)
+
+
+def pull(project: Path, stage: str, *, own: bool = False) -> None:
+    """Fetch what a stage reads of the results of others (`own`: its own results) and put it in place. Raises DvcError."""
+    _run(project, [sys.executable, "-c", _PULL, stage, "outs" if own else "deps"])
 
 
 def reproduce(
-    project: Path, stages: Sequence[str], *, force: Collection[str] = (), log: Callable[[str], object] = print
+    project: Path,
+    stages: Sequence[str],
+    *,
+    force: Collection[str] = (),
+    log: Callable[[str], object] = print,
+    keep: Sequence[int] = (),
 ) -> Generator[Outcome, None, None]:
     """Bring `stages` up to date in this order, those in `force` even if nothing changed; yields the outcome of each.
 
-    `log` gets their output line by line, as it comes; a stage's outcome comes before the first line of the next. Raises
-    StageFailed. Leaving early, by any exception within or by closing, stops the stage that runs before it passes on.
+    `log` gets their output line by line, as it comes; a stage's outcome comes before the first line of the next. `keep` are
+    descriptors that stay open until nothing of a stage is left. Raises StageFailed. Leaving early, by any exception within or
+    by closing, stops the stage that runs before it passes on.
     """
     for forced, names in itertools.groupby(stages, lambda stage: stage in force):
-        yield from _reproduce(project, list(names), ["--force"] if forced else [], log)
+        yield from _reproduce(project, list(names), ["--force"] if forced else [], log, keep)
 
 
 def _reproduce(
-    project: Path, stages: Sequence[str], options: Sequence[str], log: Callable[[str], object]
+    project: Path, stages: Sequence[str], options: Sequence[str], log: Callable[[str], object], keep: Sequence[int]
 ) -> Generator[Outcome, None, None]:
     """One DVC process for all `stages`: its own start takes longer than most of what it does for a stage."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options, *stages]
@@ -202,7 +248,7 @@ def _reproduce(
     own: deque[str] | None = None
     last: deque[str] = deque(maxlen=20)
     status = 1
-    with supervised(command, cwd=project, output=subprocess.PIPE, grace=GRACE) as process:
+    with supervised(command, cwd=project, output=subprocess.PIPE, grace=GRACE, keep=keep) as process:
         assert process.stdout is not None
         for line in _lines(process.stdout):
             if (begun := _BEGUN.match(line)) and begun[1] in stages[done + 1 :]:

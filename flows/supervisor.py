@@ -37,9 +37,9 @@ def main(grace: float, command: list[str]) -> int:
             timer.daemon = True
             timer.start()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, close_fds=False)  # those it was given
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not before: Prefect's worker, which ends by SIGINT, would inherit it
     if asked.is_set():
         stop()
     threading.Thread(target=_watch_asker, daemon=True).start()

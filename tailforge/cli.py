@@ -154,6 +154,25 @@ def pull(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Where the server listens; beyond this machine it wants a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.")] = 4200,
+) -> None:
+    """Run this project on its schedule: Prefect's server, its workers and the deployments of prefect.yaml, until stopped."""
+    from tailforge import serving
+
+    serving.serve(Path(), host, port)
+
+
+@app.command()
+def worker() -> None:
+    """Lend this machine's devices to the server of PREFECT_API_URL; stages run in this folder, a clone of the project."""
+    from tailforge import serving
+
+    serving.work_for(Path())
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine and this folder have: a line each."""
     from tailforge.doctor import findings

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import export
-from tailforge import git, project, releases, running
+from tailforge import project, releases, running, tags
 from tailforge.releases import Release
 
 Rows = dict[str, dict[str, str]]  # {class: {sample_id: pixel_hash}}
@@ -28,7 +28,7 @@ def difference(folder: Path, first: str, second: str) -> dict[str, Any]:
     before, after = _rows(folder, old), _rows(folder, new)
     labels = sorted({*old.images, *new.images})
     classes = {label: compared(before.get(label, {}), after.get(label, {})) for label in labels}
-    both = [json.loads(git.text(folder, release.commit, releases.METRICS) or "{}") for release in (old, new)]
+    both = [json.loads(tags.text(folder, release.commit, releases.METRICS) or "{}") for release in (old, new)]
     arms = {arm: None for metrics in both for arm in metrics.get("arms", {})}
     values = {arm: [metrics.get("arms", {}).get(arm, {}) for metrics in both] for arm in arms}
     metrics = {

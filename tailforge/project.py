@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 import pipeline
+from flows import git
 from pipeline import work
 from pipeline.errors import ConfigError, InputError
 
@@ -108,17 +109,11 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
         _run(building, sys.executable, "-m", "dvc", "init", "--quiet")
         work.write(building / ".dvc" / "config", template(".dvc/config"))
         _run(building, "git", "add", "--all")
-        _run(building, "git", *identity(building), "commit", "--quiet", "--message", "New project")
+        _run(building, "git", *git.identity(building), "commit", "--quiet", "--message", "New project")
         os.replace(building, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     opened(path)
-
-
-def identity(folder: Path) -> list[str]:
-    """Options that give git a name where the user has set none."""
-    known = subprocess.run(["git", "config", "user.email"], cwd=folder, capture_output=True, check=False).returncode == 0
-    return [] if known else ["-c", "user.name=tailforge", "-c", "user.email=tailforge@localhost"]
 
 
 def _run(folder: Path, *command: str) -> None:

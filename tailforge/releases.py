@@ -28,7 +28,7 @@ from flows import dvc
 from pipeline import export, work
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError, InputError
-from tailforge import git, project, running
+from tailforge import project, running, tags
 
 RECORD, CHANGES = "release.json", "CHANGELOG.md"
 FILES = ("dvc.yaml", "dvc.lock", "params.yaml", "metrics.json", "gains.csv", "data/lists", RECORD, CHANGES)
@@ -53,7 +53,7 @@ class Release:
 
     @property
     def tag(self) -> str:
-        return git.tag(self.record["version"])
+        return tags.name(self.record["version"])
 
     @property
     def generators(self) -> list[str]:
@@ -91,7 +91,7 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
         known = listed(folder)
         if same := [release for release in known if release.record["outs"] == outs]:
             return same[0], False
-        version = 1 + max(git.tags(folder).versions, default=0)
+        version = 1 + max(tags.read(folder).versions, default=0)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         record = {
             "version": version,
@@ -103,19 +103,18 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
         changes = _changes(folder, record)
         work.write_json(folder / RECORD, record)
         work.write(folder / CHANGES, changes)
-        git.commit(folder, FILES, f"Release {git.tag(version)}: {metrics['verdict']}")
+        tags.commit(folder, FILES, f"Release {tags.name(version)}: {metrics['verdict']}")
         _finish(folder)
         return find(folder, f"v{version}"), True
 
 
 def listed(folder: Path) -> list[Release]:
     """All releases that git knows here, the newest first. Raises InputError."""
-    tags = git.tags(folder)
-    found = []
-    for version in sorted(tags.versions, reverse=True):
-        commit, date = tags.versions[version]
+    known, found = tags.read(folder), []
+    for version in sorted(known.versions, reverse=True):
+        commit, date = known.versions[version]
         if record := _record(folder, commit):  # none where somebody else has set the tag
-            found.append(Release(commit, date, commit == tags.prod, record | {"version": version}))
+            found.append(Release(commit, date, commit == known.prod, record | {"version": version}))
     return found
 
 
@@ -265,7 +264,7 @@ def plain(name: str) -> str:
 def _changes(folder: Path, record: dict[str, Any]) -> str:
     """CHANGELOG.md with the line of a release. Raises InputError where the user has changed the file and not committed it."""
     number, file = record["version"], folder / CHANGES
-    committed = git.text(folder, "HEAD", CHANGES) or ""
+    committed = tags.text(folder, "HEAD", CHANGES) or ""
     text = file.read_text(encoding="utf-8") if file.is_file() else committed
     added = _with_line(committed, line(record, datetime.now(UTC).date().isoformat()))
 
@@ -293,7 +292,7 @@ def _with_line(text: str, line: str) -> str:
 
 def _record(folder: Path, revision: str) -> dict[str, Any] | None:
     """release.json as it stood at `revision`; None where there was none. Raises DataError where it is something else."""
-    text = git.text(folder, revision, RECORD)
+    text = tags.text(folder, revision, RECORD)
     if text is None:
         return None
     try:
@@ -314,14 +313,14 @@ def _finish(folder: Path) -> None:
     record = _record(folder, "HEAD")
     if record is None:
         return
-    tags, version = git.tags(folder), record["version"]
-    if version in tags.versions:
-        commit, _ = tags.versions[version]
+    known, version = tags.read(folder), record["version"]
+    if version in known.versions:
+        commit, _ = known.versions[version]
     else:
-        commit, date = git.ask(folder, "log", "-1", "--format=%H %cs", "--", RECORD).split()
-        git.register(folder, version, commit, line(record, date).removeprefix("- "))
-    if record["verdict"] == "gain" and commit not in [promoted for promoted, _ in tags.promotions.values()]:
-        git.promote(folder, 1 + max(tags.promotions, default=0), commit, f"v{version} is in use")
+        commit, date = tags.ask(folder, "log", "-1", "--format=%H %cs", "--", RECORD).split()
+        tags.register(folder, version, commit, line(record, date).removeprefix("- "))
+    if record["verdict"] == "gain" and commit not in [promoted for promoted, _ in known.promotions.values()]:
+        tags.promote(folder, 1 + max(known.promotions, default=0), commit, f"v{version} is in use")
 
 
 @contextmanager
@@ -336,7 +335,7 @@ def _refusals(remedy: str) -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process makes a release of this project. The lock is the kernel's: a death frees it."""
-    git.ask(folder, "rev-parse", "--git-dir")
+    tags.ask(folder, "rev-parse", "--git-dir")
     file = folder / ".tailforge" / "release.lock"
     with work.storage(file):
         file.parent.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
         names = dvc.stages(folder) if force else []
         if unknown := set(force) - set(names):
             raise InputError(f"--force {', '.join(sorted(unknown))}", expected=f"one of {', '.join(names)}")
-        to_do = bool(force) or dvc.changed(folder)
+        to_do = bool(force or dvc.changed(folder))
     except dvc.DvcError as error:
         raise InputError(str(error), remedy="see `tailforge doctor`") from None
     if to_do:

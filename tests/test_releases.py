@@ -20,18 +20,18 @@ from released import FIRST, OTHER, lay, run
 from flows import dvc
 from pipeline import export, work
 from pipeline.errors import DataError, InputError
-from tailforge import difference, git, releases
+from tailforge import difference, releases, tags
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
 
 
 def commits(folder: Path) -> list[str]:
-    return git.ask(folder, "log", "--format=%s").splitlines()
+    return tags.ask(folder, "log", "--format=%s").splitlines()
 
 
-def tags(folder: Path) -> list[str]:
-    return git.ask(folder, "tag", "--list").split()
+def tagged(folder: Path) -> list[str]:
+    return tags.ask(folder, "tag", "--list").split()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -91,13 +91,13 @@ def test_a_release_commits_the_files_of_the_run_and_nothing_else(unreleased: Pat
     command("git", "add", "staged.txt", cwd=unreleased)
     done = command(*MAIN, "release", cwd=unreleased)
     assert done.stdout.startswith("released as v1 (dataset@v1.0.0): 3 images, pool naive ") and not done.stderr
-    held = git.ask(unreleased, "show", "--name-only", "--format=").split()
+    held = tags.ask(unreleased, "show", "--name-only", "--format=").split()
     assert sorted(held) == sorted(
         ["CHANGELOG.md", "data/lists/groups.json", "dvc.lock", "gains.csv", "metrics.json", "params.yaml", "release.json"]
     )
-    left = git.ask(unreleased, "status", "--porcelain").splitlines()
+    left = tags.ask(unreleased, "status", "--porcelain").splitlines()
     assert left == [" M notes.md", "A  staged.txt", "?? mine.txt"]
-    assert tags(unreleased) == ["dataset@v1.0.0"]
+    assert tagged(unreleased) == ["dataset@v1.0.0"]
 
 
 def test_a_release_says_counts_gain_and_the_hash_of_dvc(unreleased: Path) -> None:
@@ -113,18 +113,18 @@ def test_a_release_says_counts_gain_and_the_hash_of_dvc(unreleased: Path) -> Non
 
 
 def test_the_same_state_is_released_once(known: Path, command: Command) -> None:
-    before = commits(known), tags(known)
+    before = commits(known), tagged(known)
     said = command(*MAIN, "release", cwd=known).stdout
     assert said == "this state is v3 (dataset@v3.0.0) already: no new release\n"
     assert json.loads(command(*MAIN, "release", "--json", cwd=known).stdout)["new"] is False
     run(known, command, OTHER, "gain", 0.02)  # what v2 holds, again
     release, new = releases.make(known)
     assert (release.name, new) == ("v2", False)
-    assert (commits(known), tags(known)) == before
+    assert (commits(known), tagged(known)) == before
 
 
 def test_only_a_gain_is_promoted_as_gto_reads_it(three: Path, command: Command) -> None:
-    assert tags(three) == ["dataset#prod#1", "dataset@v1.0.0", "dataset@v2.0.0", "dataset@v3.0.0"]
+    assert tagged(three) == ["dataset#prod#1", "dataset@v1.0.0", "dataset@v2.0.0", "dataset@v3.0.0"]
     told = json.loads(command("gto", "show", "--json", cwd=three).stdout)["dataset"]
     assert told["version"] == "v3.0.0" and told["stage"]["prod"] == "v2.0.0"
     known = json.loads(command(*MAIN, "releases", "--json", cwd=three).stdout)
@@ -148,7 +148,7 @@ def test_a_promotion_that_was_taken_back_counts_no_more(known: Path, command: Co
     with pytest.raises(InputError, match="'prod' is not known"):
         releases.find(known, "prod")
     command("git", "tag", "dataset@v9.0.0", "HEAD~9", cwd=known, check=False)
-    command("git", "tag", "dataset@v9.0.0", git.ask(known, "rev-list", "--max-parents=0", "HEAD").strip(), cwd=known)
+    command("git", "tag", "dataset@v9.0.0", tags.ask(known, "rev-list", "--max-parents=0", "HEAD").strip(), cwd=known)
     assert [release.name for release in releases.listed(known)] == ["v3", "v2", "v1"]  # v9 is a tag of somebody else's
 
 
@@ -175,13 +175,13 @@ def test_what_is_not_whole_is_refused_and_left(unreleased: Path, command: Comman
         command("dvc", "config", "core.no_scm", "true", cwd=unreleased)
     else:
         (unreleased / "dvc.yaml").write_text("stages: {}\n")
-    before = None if case == "no git" else git.ask(unreleased, "status", "--porcelain")
+    before = None if case == "no git" else tags.ask(unreleased, "status", "--porcelain")
     done = command(*MAIN, "release", cwd=unreleased, check=False)
     assert done.returncode == 2 and remedy in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert ("does not have the hash" in done.stderr) == (case == "damaged")
     if before is not None:
-        assert commits(unreleased) == ["New project"] and not tags(unreleased)
-        assert git.ask(unreleased, "status", "--porcelain") == before
+        assert commits(unreleased) == ["New project"] and not tagged(unreleased)
+        assert tags.ask(unreleased, "status", "--porcelain") == before
     if case in ("no cache", "damaged"):  # the remedy is one
         file.unlink(missing_ok=True)
         command("dvc", "repro", "--quiet", cwd=unreleased)
@@ -217,7 +217,7 @@ def test_a_kill_at_any_step_is_made_up_for_by_the_next_call(
 
         return stepping
 
-    monkeypatch.setattr(git, "ask", step(git.ask))
+    monkeypatch.setattr(tags, "ask", step(tags.ask))
     monkeypatch.setattr(work, "write", step(work.write))
     untouched = shutil.copytree(unreleased, tmp_path / "untouched", symlinks=True)
     killed = 0
@@ -233,9 +233,9 @@ def test_a_kill_at_any_step_is_made_up_for_by_the_next_call(
         release, _ = releases.make(folder)
         assert release.name == "v1" and release.prod and releases.make(folder) == (release, False)
         assert commits(folder) == ["Release dataset@v1.0.0: gain", "New project"], number
-        assert tags(folder) == ["dataset#prod#1", "dataset@v1.0.0"], number
+        assert tagged(folder) == ["dataset#prod#1", "dataset@v1.0.0"], number
         assert (folder / "CHANGELOG.md").read_text().count("- v1 (") == 1
-        assert not git.ask(folder, "status", "--porcelain"), number
+        assert not tags.ask(folder, "status", "--porcelain"), number
         shutil.rmtree(folder)
     assert killed > 12
 
@@ -247,7 +247,7 @@ def test_a_release_that_a_kill_left_without_tag_is_tagged_before_the_next(
         patched.setattr(releases, "_finish", lambda folder: None)
         with pytest.raises(InputError, match="not known"):
             releases.make(unreleased)
-    first = git.ask(unreleased, "rev-parse", "HEAD").strip()
+    first = tags.ask(unreleased, "rev-parse", "HEAD").strip()
     command("git", "commit", "--quiet", "--allow-empty", "--message", "mine", cwd=unreleased)
     run(unreleased, command, OTHER, "gain")
     made, _ = releases.make(unreleased)
@@ -260,7 +260,7 @@ def test_two_at_once_make_one(unreleased: Path, monkeypatch: pytest.MonkeyPatch)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: releases.make(unreleased), range(4)))
     assert sorted(new for _, new in made) == [False, False, False, True] and len({release.commit for release, _ in made}) == 1
-    assert tags(unreleased) == ["dataset@v1.0.0"]
+    assert tagged(unreleased) == ["dataset@v1.0.0"]
 
 
 @pytest.mark.parametrize(
@@ -274,8 +274,8 @@ def test_a_line_stands_below_the_heading(text: str) -> None:
 
 def test_a_record_of_something_else_is_refused(unreleased: Path) -> None:
     (unreleased / "release.json").write_text('{"version": "1.2"}')
-    git.ask(unreleased, "add", "release.json")
-    git.ask(unreleased, "commit", "--quiet", "--message", "mine")
+    tags.ask(unreleased, "add", "release.json")
+    tags.ask(unreleased, "commit", "--quiet", "--message", "mine")
     with pytest.raises(DataError, match="no record of a release"):
         releases.make(unreleased)
 
@@ -295,7 +295,7 @@ def test_a_changelog_of_the_user_keeps_its_text(unreleased: Path, command: Comma
 
 
 def test_the_difference_of_two_releases(three: Path, command: Command) -> None:
-    before = git.ask(three, "status", "--porcelain"), tree(three / "data")
+    before = tags.ask(three, "status", "--porcelain"), tree(three / "data")
     found = json.loads(command(*MAIN, "diff", "v1", "v2", "--json", cwd=three).stdout)
     none = dict.fromkeys(["from", "to", "kept", "out", "in", "renamed", "redrawn"], 0)
     assert found["classes"] == {
@@ -312,7 +312,7 @@ def test_the_difference_of_two_releases(three: Path, command: Command) -> None:
     assert ["cat", "2", "3", "2", "0", "+1", "1", "0"] in text and ["all", "3", "5", "2", "-1", "+3", "1", "1"] in text
     assert ["synthetic", "0.010", "[0.005,", "0.015]", "0.020", "[0.015,", "0.025]"] in text
     assert text[-1] == ["v2:", "gain,", "naive", "over", "augment", "by", "+0.020", "[+0.015,", "+0.025]"]
-    assert (git.ask(three, "status", "--porcelain"), tree(three / "data")) == before
+    assert (tags.ask(three, "status", "--porcelain"), tree(three / "data")) == before
 
 
 SIDE = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("1234"))
@@ -337,11 +337,11 @@ def test_a_fresh_clone_pulls_the_bytes_of_every_release(clone: Path, tmp_path: P
     export.export(clone / "source/data/pools/naive", clone / "source/data/verdicts/naive", tmp_path / "expected")
     for name in ("data", "source", ".dvc/cache"):
         shutil.rmtree(clone / name)
-    git.ask(clone, "checkout", "--quiet", "--", ".")
+    tags.ask(clone, "checkout", "--quiet", "--", ".")
     done = command(*MAIN, "pull", version, cwd=clone)
     assert f"images in dataset-{version}" in done.stdout and not done.stderr
     assert tree(clone / f"dataset-{version}") == tree(tmp_path / "expected") != {}
-    assert not (clone / "data").exists() and not git.ask(clone, "status", "--porcelain")
+    assert not (clone / "data").exists() and not tags.ask(clone, "status", "--porcelain")
     shutil.rmtree(clone.parent / "remote")  # the cache has it now
     assert json.loads(command(*MAIN, "pull", version, "--json", "--out", tmp_path / "again", cwd=clone).stdout)["images"]
     assert tree(tmp_path / "again") == tree(tmp_path / "expected")
@@ -372,7 +372,7 @@ def test_data_that_are_nowhere_are_said_to_be(clone: Path, tmp_path: Path) -> No
     shutil.rmtree(clone.parent / "remote/files")
     with pytest.raises(DataError, match=r"^release v1: \w+\.dir.* is neither in the cache .* nor in the remote"):
         releases.pull(clone, "v1", tmp_path / "out")
-    git.ask(clone, "config", "user.name", "test")
+    tags.ask(clone, "config", "user.name", "test")
     (clone / ".dvc/config").write_text("")
     with pytest.raises(DataError, match="no remote"):
         releases.pull(clone, "v1", tmp_path / "out")

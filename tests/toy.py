@@ -79,11 +79,11 @@ def setting(folder: Path, old: str, new: str) -> None:
 WAIT = 60.0  # seconds until a condition that must come true counts as failed
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT
+def until(condition: Callable[[], object], what: str, seconds: float = WAIT, pause: float = 0.02) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {WAIT:.0f} s"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
+        time.sleep(pause)
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""git, one process a command; and the tags of the dataset, in the form of gto.
+"""The tags of the dataset, in the form of gto, and its commits.
 
     dataset@v3.0.0    version 3: gto takes semantic versions alone, and each release is another set of images
     dataset#prod#1    the commit in use; of several the highest number counts, and `!` before it takes the stage back
@@ -9,14 +9,12 @@ What a release is, is told by tailforge/releases.py.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.dvc import environment
+from flows import git
 from pipeline.errors import InputError
-from tailforge import project
 
 _TAGS = re.compile(r"dataset(?:@v(?P<version>\d+)\.0\.0|#prod(?P<taken>!?)#(?P<count>\d+))")
 
@@ -35,11 +33,11 @@ class Tags:
         return None if taken else commit
 
 
-def tag(version: int) -> str:
+def name(version: int) -> str:
     return f"dataset@v{version}.0.0"
 
 
-def tags(folder: Path) -> Tags:
+def read(folder: Path) -> Tags:
     """The tags of the convention; others are passed over. Raises InputError."""
     form, found = "%(refname:strip=2)%00%(*objectname)%00%(objectname)%00%(creatordate:iso-strict)", Tags()
     for row in ask(folder, "for-each-ref", f"--format={form}", "refs/tags/dataset*").splitlines():
@@ -54,7 +52,7 @@ def tags(folder: Path) -> Tags:
 
 def register(folder: Path, version: int, commit: str, message: str) -> None:
     """Tag a commit as a version."""
-    _annotate(folder, tag(version), commit, message)
+    _annotate(folder, name(version), commit, message)
 
 
 def promote(folder: Path, number: int, commit: str, message: str) -> None:
@@ -69,35 +67,22 @@ def commit(folder: Path, files: Sequence[str], message: str) -> None:
     if new:
         ask(folder, "add", "--intent-to-add", "--", *new)
     known = ask(folder, *listed, "--cached", "--", *files).split("\0")[:-1]
-    ask(folder, *project.identity(folder), "commit", "--quiet", "--only", "--message", message, "--", *known)
+    ask(folder, *git.identity(folder), "commit", "--quiet", "--only", "--message", message, "--", *known)
 
 
 def text(folder: Path, revision: str, file: str) -> str | None:
     """The file of the project as it stood at `revision`; None where it was not there."""
     place = f"{revision}:./{file}"
-    there = subprocess.run(["git", "cat-file", "-e", place], cwd=folder, env=environment(), capture_output=True, check=False)
-    return ask(folder, "show", place) if there.returncode == 0 else None
+    return ask(folder, "show", place) if git.holds(folder, place) else None
 
 
 def ask(folder: Path, *arguments: str) -> str:
-    """What git prints. Where a signal ends this process, git is stopped by one after which it tidies up. Raises InputError."""
+    """What git prints. Raises InputError."""
     try:
-        process = subprocess.Popen(
-            ["git", *arguments], cwd=folder, env=environment(), text=True, encoding="utf-8",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise InputError("git is not installed", expected="git on PATH", remedy="install git") from None
-    try:
-        said, complaint = process.communicate()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    if process.returncode:
-        raise InputError(f"git: {complaint or said}", expected="a git repository that takes commits", remedy="see `git status`")
-    return said
+        return git.ask(folder, *arguments)
+    except git.GitError as error:
+        raise InputError(f"git: {error}", expected="a git repository that takes commits", remedy="see `git status`") from None
 
 
 def _annotate(folder: Path, name: str, commit: str, message: str) -> None:
-    ask(folder, *project.identity(folder), "tag", "--annotate", "--message", message, name, commit)
+    ask(folder, *git.identity(folder), "tag", "--annotate", "--message", message, name, commit)

@@ -1,0 +1,65 @@
+"""The only caller of git: one process a command."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.dvc import environment
+
+
+class GitError(RuntimeError):
+    """git refused; the message is its own."""
+
+
+def ask(folder: Path, *arguments: str, **variables: str) -> str:
+    """What git prints, with `variables` in its environment.
+
+    Where a signal ends this process, git is stopped by one after which it tidies up. Raises GitError.
+    """
+    try:
+        process = subprocess.Popen(
+            ["git", *arguments], cwd=folder, env=environment() | variables, text=True, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise GitError("git is not installed") from None
+    try:
+        said, complaint = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode:
+        raise GitError(" ".join((complaint or said).split()) or f"{' '.join(arguments[:2])} failed")
+    return said
+
+
+def holds(folder: Path, revision: str) -> bool:
+    """Whether `revision` is there."""
+    try:
+        ask(folder, "cat-file", "-e", revision)
+    except GitError:
+        return False
+    return True
+
+
+def snapshot(folder: Path, files: Sequence[str], message: str) -> str:
+    """A commit of HEAD with these files as they are now, of which no branch and no index knows; its hash. Raises GitError."""
+    with tempfile.TemporaryDirectory() as temporary:
+        own = {"GIT_INDEX_FILE": str(Path(temporary, "index"))}
+        ask(folder, "read-tree", "HEAD", **own)
+        ask(folder, "add", "--force", "--", *files, **own)
+        tree = ask(folder, "write-tree", **own).strip()
+    return ask(folder, *identity(folder), "commit-tree", tree, "-p", "HEAD", "-m", message).strip()
+
+
+def identity(folder: Path) -> list[str]:
+    """Options that give git a name where the user has set none."""
+    try:
+        ask(folder, "config", "user.email")
+    except GitError:
+        return ["-c", "user.name=tailforge", "-c", "user.email=tailforge@localhost"]
+    return []

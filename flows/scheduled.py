@@ -1,0 +1,119 @@
+"""What the deployments of prefect.yaml run.
+
+    scheduled   a run of `augment` in the project's worktree, then its release: augment, augment-on-new-data, evaluate-only
+    stage       one stage, on the device of the worker that takes it: reproduce-stage
+
+Stages that want a device (flows/workers.py) are runs of `stage` in the pool `gpu`; all others run in the process of
+`scheduled`, in the pool `cpu`. One run works in a worktree at a time; the next waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.states import Completed, Failed
+
+from flows import device, dvc, elsewhere, git, warm, worktree
+from flows.augment import augment
+
+TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
+PROJECT = "TAILFORGE_PROJECT"
+GRACE = dvc.GRACE + 5.0
+
+
+@flow(name="scheduled", persist_result=False, validate_parameters=False)
+def scheduled(
+    project: str = "",
+    only: Sequence[str] = (),
+    if_new: bool = False,
+    send: bool = True,
+    push: bool = False,
+    remote: str = "",
+) -> State[Any]:
+    """Bring the project's last commit up to date in its worktree, release what came out and merge that into the project.
+
+    `project` is its folder, else that of TAILFORGE_PROJECT. `only` names stages, all if none. With `if_new` nothing happens
+    unless the images, or settings and code that read them, have changed. `send` gives stages that want a device to the pool
+    `gpu`; `push` sends the data to DVC's remote before the release is made. `remote` is git's remote for workers on other
+    machines, which have clones (flows/elsewhere.py); without it they work in this worktree.
+    """
+    home = _folder(project)
+    with worktree.opened(home, get_run_logger().info) as folder:
+        if if_new and not dvc.changed(folder, "prepare"):
+            return Completed(message="no new data")
+        with warm.process(folder, grace=GRACE):
+            state = augment(folder, only=only, send=send, remote=remote, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+        made = release(folder, push or bool(remote))
+        merge(home, made["tag"])
+        if remote:
+            share(folder, remote, made["tag"])
+    return Completed(message=f"{made['name']}: {made['verdict']}{'' if made['new'] else ', as before'}")
+
+
+@flow(name="stage", flow_run_name="{stage}", persist_result=False, validate_parameters=False)
+def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = "") -> dvc.Outcome | State[Any]:
+    """Reproduce one stage on this worker's device: of the project in the folder `project`, else of TAILFORGE_PROJECT.
+
+    With `remote` the stage is one of the run `run` on another machine, and TAILFORGE_PROJECT a clone.
+    """
+    log = get_run_logger().info
+    try:
+        if remote:
+            return elsewhere.reproduce(_folder(""), remote, run, stage, log)
+        with device.held(log) as held, closing(dvc.reproduce(_folder(project), [stage], log=log, keep=held)) as ends:
+            return next(ends)
+    except dvc.StageFailed as failed:
+        return Failed(message=str(failed))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def release(folder: Path, push: bool) -> dict[str, Any]:
+    """Keep the results as a release: what `tailforge release --json` says."""
+    command = [*TAILFORGE, "release", "--json", *(["--push"] if push else [])]
+    done = subprocess.run(command, cwd=folder, env=dvc.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    made: dict[str, Any] = json.loads(done.stdout)
+    get_run_logger().info("%s: %s%s", made["tag"], made["verdict"], "" if made["new"] else ", as before")
+    if made["new"]:
+        emit_event("tailforge.dataset.released", resource={"prefect.resource.id": "tailforge.dataset"}, payload={
+            key: made[key] for key in ("name", "tag", "commit", "verdict", "images")
+        })  # fmt: skip
+    return made
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def merge(project: Path, tag: str) -> None:
+    """Bring the release into the project's branch and its results into place; where that cannot be, say how to do it."""
+    try:
+        worktree.keep(project, tag)
+    except git.GitError as error:
+        get_run_logger().warning("%s is not merged into the project (%s): run `git merge %s` there", tag, error, tag)
+    else:
+        dvc.checkout(project)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def share(folder: Path, remote: str, tag: str) -> None:
+    """Push the release to git's remote, and remove the branches through which workers had the run's state."""
+    git.ask(folder, "push", "--quiet", remote, f"refs/tags/{tag}")
+    elsewhere.forget(folder, remote)
+
+
+def _folder(project: str) -> Path:
+    folder = Path(project or os.environ.get(PROJECT, "")).absolute()
+    if not (folder / "dvc.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is no project; give its folder as the parameter `project`, or set {PROJECT}")
+    return folder

@@ -1,0 +1,222 @@
+"""Prefect's server, its workers and the schedule of a project on one machine, until they are stopped.
+
+    server   at 127.0.0.1 unless told otherwise; SQLite, or the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names
+    cpu      the worker of the pool `cpu`: whole runs, which mostly wait
+    gpu-N    a worker of the pool `gpu` for each device, one stage at a time
+
+Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
+again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
+worker sends no more heartbeats, and an automation of the server's calls it crashed (`_declare_the_dead`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+from flows import device, dvc
+from flows.scheduled import PROJECT
+
+PREFECT = [sys.executable, "-m", "prefect"]
+GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to say so
+START = 120.0  # seconds in which a server has to answer
+LOOK = 1.0  # seconds between two looks at the processes
+RUNS = 4  # whole runs that the worker of `cpu` may have begun; they wait for one another
+HEARTBEAT = 30  # seconds between signs of life of a run, which Prefect does not allow to be fewer
+SILENCE = 3 * HEARTBEAT  # seconds without one after which a run is dead
+DEFAULTS = {
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
+    "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
+}
+DEAD = "tailforge: runs without a sign of life have crashed"
+
+
+class Refused(RuntimeError):
+    """What was asked for cannot be served; `remedy` says what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class Service:
+    """A process that has to be there."""
+
+    def __init__(self, name: str, command: Sequence[str], cwd: Path, **variables: str) -> None:
+        self.name, self.cwd = name, cwd
+        self.command = ["env", *(f"{key}={value}" for key, value in variables.items()), *command]
+        self.context: AbstractContextManager[subprocess.Popen[bytes]] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; its output is this process's standard error."""
+        self.context = dvc.supervised(self.command, cwd=self.cwd, output=sys.stderr.fileno(), grace=GRACE)
+        self.process = self.context.__enter__()
+
+    def stop(self) -> None:
+        """Stop it and all that it has started."""
+        if self.process and self.context:
+            self.process.terminate()
+            self.context.__exit__(None, None, None)
+            self.process = self.context = None
+
+    def ended(self) -> int | None:
+        """Its exit status where it has ended."""
+        return self.process.poll() if self.process else None
+
+
+def devices() -> list[str]:
+    """The devices of this machine: those of CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists, else one processor."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return named.split(",")
+    if named is None and shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
+        if n := sum(line.startswith("GPU ") for line in listed.splitlines()):
+            return [str(i) for i in range(n)]
+    return ["cpu"]
+
+
+def serve(project: Path, deployments: Path, *, host: str, port: int, say: Callable[[str], object] = print) -> None:
+    """Serve the project with the deployments of the file `deployments` until a signal's exception ends it. Raises Refused."""
+    _refuse(host, port)
+    _settings()
+    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/api"
+    os.environ |= {"PREFECT_API_URL": address, PROJECT: str(project)}
+    server = Service("server", [*PREFECT, "server", "start", "--host", host, "--port", str(port)], project)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.start()
+        _await(server, address)
+        _prepare(project, deployments)
+        cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project)
+        say(f"serving {project} at {address.removesuffix('/api')}")
+        _watch(stack, [cpu, *_gpu(project)], [server], say)
+
+
+def work(clone: Path, say: Callable[[str], object] = print) -> None:
+    """Workers of the pool `gpu` for the devices of this machine, for the server that PREFECT_API_URL names; they work in the
+    folder `clone`. Ends by an exception (a signal). Raises Refused."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise Refused("PREFECT_API_URL is not set", "set it to the address of the server: http://HOST:4200/api")
+    _settings()
+    os.environ[PROJECT] = str(clone)
+    with ExitStack() as stack:
+        say(f"working in {clone} for {os.environ['PREFECT_API_URL']}")
+        _watch(stack, _gpu(clone), [], say)
+
+
+def _refuse(host: str, port: int) -> None:
+    if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise Refused(
+            f"--host {host} lets others in without a password", "set PREFECT_SERVER_API_AUTH_STRING to USER:PASSWORD first"
+        )
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise Refused(f"{host}:{port}: {error.strerror}", "choose another --port, or stop what listens there") from None
+
+
+def _settings() -> None:
+    """What the user has set counts; the server's password is also that of its workers."""
+    own = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    for key, value in (DEFAULTS | ({"PREFECT_API_AUTH_STRING": own} if own else {})).items():
+        os.environ.setdefault(key, value)
+
+
+def _worker(pool: str, name: str, limit: int) -> list[str]:
+    return [*PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(limit)]
+
+
+def _gpu(folder: Path) -> list[Service]:
+    host, found = socket.gethostname(), []
+    for name in devices():
+        own = {} if name == "cpu" else {"CUDA_VISIBLE_DEVICES": name}
+        found.append(Service(f"gpu-{name}", _worker("gpu", f"{host}-gpu-{name}", 1), folder, **own, **{device.VARIABLE: name}))
+    return found
+
+
+def _await(server: Service, address: str) -> None:
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline:
+        if (status := server.ended()) is not None:
+            raise Refused(f"the server ended with exit status {status}", "its own lines stand above")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+    raise Refused(f"{address} did not answer within {START:.0f} s", "see the lines above")
+
+
+def _prepare(project: Path, deployments: Path) -> None:
+    """Pools, deployments and the automation, brought up to date."""
+    for command in (
+        *(["work-pool", "create", pool, "--type", "process", "--overwrite"] for pool in ("cpu", "gpu")),
+        ["--no-prompt", "deploy", "--all", "--prefect-file", str(deployments)],
+    ):
+        done = subprocess.run(
+            [*PREFECT, *command], cwd=project, env=dvc.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "mend it")
+    _declare_the_dead()
+
+
+def _declare_the_dead() -> None:
+    """Have the server call a run crashed that sent heartbeats and sends no more, so that whoever waits for it hears of it."""
+    from prefect.automations import Automation
+    from prefect.client.schemas.objects import StateType
+    from prefect.context import refresh_global_settings_context
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    refresh_global_settings_context()
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    beats = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENCE),
+    )
+    said = f"no sign of life for {SILENCE} s: its process is gone"
+    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=said, force=False)
+    automation = Automation(name=DEAD, trigger=beats, actions=[crashed])
+    try:
+        known = cast(Automation, Automation.read(name=DEAD))
+    except ValueError:  # Prefect's way to say that there is none
+        automation.create()
+    else:
+        automation.id = known.id
+        automation.update()
+
+
+def _watch(stack: ExitStack, services: Sequence[Service], running: Sequence[Service], say: Callable[[str], object]) -> None:
+    for service in services:
+        stack.callback(service.stop)
+        service.start()
+    while True:
+        time.sleep(LOOK)
+        for service in (*running, *services):
+            if (status := service.ended()) is not None:
+                say(f"{service.name} ended with exit status {status} and is started again")
+                service.stop()
+                service.start()

@@ -1,0 +1,91 @@
+"""A worktree of the project's own repository, in which scheduled runs work: an edit in the project cannot enter a run.
+
+    .tailforge/worktrees/NAME        the worktree, detached at the commit that the run is of
+    .tailforge/worktrees/NAME.lock   held for as long as a run lasts; the kernel's, so a death frees it
+
+It stays from run to run, since what a killed run had begun lies there (.tailforge/partial), and shares the project's
+cache. A folder of images that the settings name by a relative path is a link to the project's: data are hashed, not copied.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from flows import dvc, git
+
+PLACE = Path(".tailforge/worktrees")
+CODE = Path(".tailforge/code")  # as in tailforge/project.py
+FOLDERS = (("data", "path"), ("external", "path"))  # of params.yaml
+
+
+@contextmanager
+def opened(
+    project: Path, log: Callable[[str], object] = print, *, revision: str = "HEAD", name: str = "scheduled"
+) -> Iterator[Path]:
+    """The worktree at `revision` of the project, with its results in place. Waits while another run works in it.
+
+    Raises GitError, DvcError.
+    """
+    project = project.absolute()
+    tree = project / PLACE / name
+    with _alone(tree.with_name(f"{name}.lock"), log):
+        head = git.ask(project, "rev-parse", revision).strip()
+        if not (tree / ".git").exists():
+            shutil.rmtree(tree, ignore_errors=True)
+            git.ask(project, "worktree", "prune")
+            git.ask(project, "worktree", "add", "--quiet", "--detach", "--force", str(tree), head)
+        else:
+            # Nobody else works here, so a lock of git's is that of a process that was killed.
+            (tree / git.ask(tree, "rev-parse", "--git-path", "index.lock").strip()).unlink(missing_ok=True)
+            git.ask(tree, "checkout", "--quiet", "--force", "--detach", head)
+            git.ask(tree, "clean", "--quiet", "--force", "-d")
+        folder = tree / git.ask(project, "rev-parse", "--show-prefix").strip()
+        _link(project, folder)
+        dvc.share(project, folder)
+        yield folder
+
+
+def keep(project: Path, revision: str) -> None:
+    """Merge what a run has committed into the branch of the project. Raises GitError, and leaves all as it was, where a file
+    that it would write has changes that are not committed, or the branch and the run have both changed it."""
+    try:
+        git.ask(project, *git.identity(project), "merge", "--quiet", "--no-edit", revision)
+    except git.GitError:
+        if git.holds(project, "MERGE_HEAD"):
+            git.ask(project, "merge", "--abort")
+        raise
+
+
+def _link(project: Path, folder: Path) -> None:
+    """Give the worktree what lies beside the versioned files: the link to the code, folders of images, DVC's own settings."""
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    named = [Path(str((params.get(section) or {}).get(key) or "")) for section, key in FOLDERS]
+    for place in [CODE, *(path for path in named if path.parts and not path.is_absolute())]:
+        if not os.path.lexists(project / place):
+            continue
+        link = Path(os.path.normpath(folder / place))
+        if link.is_symlink() or link.is_file():
+            link.unlink()
+        elif link.is_dir():
+            shutil.rmtree(link)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((project / place).resolve())
+
+
+@contextmanager
+def _alone(file: Path, log: Callable[[str], object]) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"waiting for another run in {file.with_suffix('')}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

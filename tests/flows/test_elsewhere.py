@@ -1,0 +1,92 @@
+"""Stages on other hosts: clones that share nothing with the project but a bare git remote and a DVC remote."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from nightly import lay
+
+from flows import dvc, elsewhere, git, worktree
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+FITS = ["fit@naive", "fit@gan"]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, command: Command) -> tuple[Path, Path, Path]:
+    """The project and two clones; only the project has the images."""
+    project = lay(tmp_path / "project", command)
+    command("git", "init", "--quiet", "--bare", tmp_path / "git", cwd=tmp_path)
+    command("dvc", "remote", "add", "--quiet", "--default", "store", tmp_path / "store", cwd=project)
+    command("git", "remote", "add", "origin", tmp_path / "git", cwd=project)
+    command("git", "commit", "--quiet", "--all", "--message", "remote", cwd=project)
+    command("git", "push", "--quiet", "origin", "main", cwd=project)
+    clones = [tmp_path / f"host{i}" / "clone" for i in (1, 2)]
+    for clone in clones:
+        command("git", "clone", "--quiet", "--branch", "main", tmp_path / "git", clone, cwd=tmp_path)
+        (clone.parent / "control").mkdir()
+    return project, clones[0], clones[1]
+
+
+def run(folder: Path, *stages: str) -> list[str]:
+    return [*dvc.reproduce(folder, stages, log=lambda _: None)]
+
+
+def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    project, *clones = hosts
+    with worktree.opened(project) as folder:
+        run(folder, "prepare")
+        head = git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")
+        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        assert (git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")) == head
+        for clone, stage in zip(clones, FITS, strict=True):
+            assert not (clone / "source").exists()
+            assert elsewhere.reproduce(clone, "origin", "1", stage, print) == "ran"
+        for stage in FITS:
+            assert stage not in (folder / "dvc.lock").read_text()
+            elsewhere.collect(folder, "origin", "1", stage)
+        assert run(folder, *FITS) == ["skipped", "skipped"]
+        assert run(folder, "evaluate") == ["ran"]
+        for family in ("naive", "gan"):
+            assert (folder / "data/models" / family / "model").read_text() == (folder / "data/prepared.txt").read_text()
+        elsewhere.forget(folder, "origin")
+        assert git.ask(project, "ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
+
+
+def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path, Path]) -> None:
+    project, clone, _ = hosts
+    with worktree.opened(project) as folder:
+        run(folder, "prepare", *FITS)
+        elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
+        lock = yaml.safe_load((folder / "dvc.lock").read_text())
+        lock["stages"].pop("fit@naive")
+        (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+        elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
+        elsewhere.reproduce(clone, "origin", "1", "fit@naive", print)
+    there = clone / ".tailforge/worktrees/stage-none"
+    assert (there / "data/prepared.txt").exists() and not (there / "data/models/gan").exists()
+
+
+def test_a_failed_stage_says_so_and_sends_nothing(hosts: tuple[Path, Path, Path]) -> None:
+    project, clone, _ = hosts
+    (clone.parent / "control/fail").write_text("")
+    with worktree.opened(project) as folder:
+        run(folder, "prepare")
+        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        with pytest.raises(dvc.StageFailed, match="no luck today"):
+            elsewhere.reproduce(clone, "origin", "1", "fit@naive", print)
+        with pytest.raises(git.GitError):
+            elsewhere.collect(folder, "origin", "1", "fit@naive")
+
+
+def test_a_remote_that_is_gone_is_named(hosts: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    project = hosts[0]
+    with worktree.opened(project) as folder:
+        run(folder, "prepare")
+        (tmp_path / "git").rename(tmp_path / "gone")
+        with pytest.raises(git.GitError, match=str(tmp_path / "git")):
+            elsewhere.publish(folder, "origin", "1", ["prepare"])

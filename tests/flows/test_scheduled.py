@@ -1,0 +1,371 @@
+"""`tailforge serve` with all that it starts: a real server, real workers, runs on a schedule, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from nightly import lay
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from released import OTHER, fill
+from toy import alive, until
+
+from flows import git
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
+# The command line, with runs called dead as soon as heartbeats and the restart of a server allow.
+SERVE = "from flows import serve; serve.SILENCE = 75; from tailforge.cli import main; main()"
+PASSWORD = "night:watch"
+LONG = {"seconds": 240.0, "pause": 0.5}  # for what a whole run has to do on a busy machine; each look is a request
+
+
+@dataclass
+class Served:
+    """A project that is served, the process that serves it, and a client of its server."""
+
+    project: Path
+    process: subprocess.Popen[bytes]
+    client: SyncPrefectClient
+    url: str
+    output: Path
+    slots: list[str] = field(default_factory=list)  # times for which the server has scheduled runs of `augment`
+
+    def wait_for_slots(self) -> list[str]:
+        deployment = self.client.read_deployment_by_name("scheduled/augment").id
+
+        def found() -> list[str]:
+            runs = [run for run in self.client.read_flow_runs(limit=200) if run.deployment_id == deployment]
+            return [str(run.expected_start_time) for run in runs if run.auto_scheduled]
+
+        until(lambda: len(found()) >= 3, "scheduled runs", **LONG)
+        return found()
+
+    @property
+    def control(self) -> Path:
+        return self.project.parent / "control"
+
+    def start(self, deployment: str, **parameters: Any) -> UUID:
+        found = self.client.read_deployment_by_name(f"scheduled/{deployment}")
+        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def end(self, run: UUID) -> FlowRun:
+        until(lambda: self.client.read_flow_run(run).state.is_final(), f"the end of run {run}", **LONG)  # type: ignore[union-attr]
+        return self.client.read_flow_run(run)
+
+    def fits(self) -> list[list[str]]:
+        """[family, process id, device] of each fit that has begun."""
+        log = self.control / "log"
+        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+    def stages(self) -> list[FlowRun]:
+        """Runs of `stage`, the latest first."""
+        found = self.client.read_flow_runs(limit=100)
+        flow = self.client.read_deployment_by_name("stage/reproduce-stage").flow_id
+        return sorted((run for run in found if run.flow_id == flow), key=lambda run: str(run.created), reverse=True)
+
+    def change(self, text: str) -> None:
+        """Commit another setting, so that one family is fitted anew."""
+        file = self.project / "params.yaml"
+        found = re.search(r"naive: {a: (\d+)}", file.read_text())
+        assert found
+        file.write_text(file.read_text().replace(found[0], f"naive: {{a: {int(found[1]) + 1}}}"))
+        git.ask(self.project, "commit", "--quiet", "--all", "--message", text)
+
+
+def processes(*words: str) -> list[int]:
+    """Process ids whose command line has all these words."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if folder.name.isdecimal() and all(word in line for word in words):
+            found.append(int(folder.name))
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(project: Path, home: Path, **variables: str) -> Iterator[Served]:
+    """`tailforge serve` in the project until the end of the block."""
+    port, output = free_port(), home / "output"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "CUDA_VISIBLE_DEVICES")}
+    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": PASSWORD} | variables
+    with open(output, "wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", "--port", str(port)], cwd=project, env=environment,
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+
+        def ready() -> bool:
+            assert process.poll() is None, output.read_text(errors="replace")
+            return output.read_text(errors="replace").count("started!") >= 2
+
+        until(ready, "the workers", **LONG)
+        with (
+            temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: PASSWORD}),
+            get_client(sync_client=True) as client,
+        ):
+            yield Served(project, process, client, url, output)
+    finally:
+        process.terminate()
+        process.wait()
+    assert not processes(f"--port {port}") and not processes(str(home)), "something outlived it"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("served")
+    (root / "home").mkdir()
+    with serving(lay(root / "project", command), root / "home") as found:
+        found.slots = found.wait_for_slots()
+        for deployment in ("augment", "augment-on-new-data"):  # from here on nothing runs but what a test starts
+            read = found.client.read_deployment_by_name(f"scheduled/{deployment}")
+            for schedule in read.schedules:
+                found.client.update_deployment_schedule(read.id, schedule.id, active=False)
+        yield found
+
+
+def test_a_run_is_released_and_comes_into_the_project(served: Served) -> None:
+    run = served.end(served.start("augment"))
+    assert run.state and run.state.is_completed() and run.state.message == "v1: no_gain", served.output.read_text()
+    assert git.ask(served.project, "log", "-1", "--format=%D").strip() == "HEAD -> main, tag: dataset@v1.0.0"
+    assert not git.ask(served.project, "status", "--porcelain")
+    assert (served.project / "data/models/gan/model").exists()
+    assert sorted((family, device) for family, _, device in served.fits()) == [("gan", "cpu"), ("naive", "cpu")]
+    stages = served.stages()
+    assert sorted(str(stage.parameters["stage"]) for stage in stages) == ["fit@gan", "fit@naive"]
+    assert {stage.work_pool_name for stage in stages} == {"gpu"}
+
+
+def test_nothing_happens_without_new_data_and_an_event_brings_them(served: Served, command: Command) -> None:
+    before = len(served.fits())
+    run = served.end(served.start("augment-on-new-data"))
+    assert run.state and run.state.message == "no new data" and len(served.fits()) == before
+    fill(served.project, OTHER, "no_gain", 0.02)
+    variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": PASSWORD}
+    command(
+        sys.executable, "-m", "prefect", "event", "emit", "tailforge.data.arrived", "--resource-id", "tailforge.data",
+        cwd=served.project, **variables,
+    )  # fmt: skip
+    until(lambda: "dataset@v2.0.0" in git.ask(served.project, "log", "-1", "--format=%D"), "the second release", **LONG)
+    assert len(served.fits()) == before + 2
+
+
+def test_evaluation_alone_fits_nothing(served: Served) -> None:
+    before = len(served.fits())
+    run = served.end(served.start("evaluate-only"))
+    assert run.state and run.state.is_completed() and "as before" in str(run.state.message) and len(served.fits()) == before
+
+
+def test_a_failed_stage_fails_the_run_with_its_own_lines(served: Served) -> None:
+    served.change("fail")
+    (served.control / "fail").write_text("")
+    try:
+        run = served.end(served.start("augment"))
+    finally:
+        (served.control / "fail").unlink()
+    assert run.state and run.state.is_failed() and "no luck today" in str(run.state.message)
+    assert "v3" not in git.ask(served.project, "tag")
+
+
+@contextmanager
+def waiting(served: Served, why: str) -> Iterator[tuple[UUID, int]]:
+    """A run whose first fit waits: its id, and the process of the fit."""
+    served.change(why)
+    before = len(served.fits())
+    (served.control / "wait").write_text("")
+    try:
+        run = served.start("augment")
+        until(lambda: len(served.fits()) > before, "the first fit", **LONG)
+        yield run, int(served.fits()[-1][1])
+    finally:
+        (served.control / "wait").unlink(missing_ok=True)
+
+
+def test_who_cancels_the_run_cancels_its_stages(served: Served) -> None:
+    with waiting(served, "cancel") as (run, fit):
+        served.client.set_flow_run_state(run, Cancelling())
+        until(lambda: not alive(fit), "the end of the fit", **LONG)
+        ended = served.end(run)
+        assert ended.state and ended.state.is_cancelled()
+        until(lambda: all(r.state and r.state.is_final() for r in served.stages()), "the end of all stages", **LONG)
+        stage = served.stages()[0]
+        assert stage.state and stage.state.is_cancelled()
+
+
+def test_a_stage_whose_process_is_killed_is_sent_again(served: Served) -> None:
+    with waiting(served, "kill the flow") as (run, fit):
+        before = [family for family, *_ in served.fits()].count("naive")
+        running = next(r for r in served.stages() if r.state and r.state.is_running())
+        for process in own_processes(running):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: not alive(fit), "the end of the fit", **LONG)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert [family for family, *_ in served.fits()].count("naive") == before + 1
+
+
+def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Served) -> None:
+    with waiting(served, "kill the server") as (run, _):
+        server = next(p for p in processes("prefect server start", served.url.split(":")[2].split("/")[0]) if not supervisor(p))
+        os.kill(server, signal.SIGKILL)
+        until(lambda: "server ended with exit status" in served.output.read_text(errors="replace"), "the restart", **LONG)
+        (served.control / "wait").unlink()
+        until(lambda: answers(served.url), "the server", **LONG)
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+
+
+def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(served: Served) -> None:
+    """Nobody is left to say that the stage died: the silence of its run says it."""
+    with waiting(served, "kill the worker") as (run, fit):
+        running = next(r for r in served.stages() if r.state and r.state.is_running())
+        worker = next(p for p in processes("worker start --pool gpu") if not supervisor(p) and of(served, p))
+        for process in (worker, *own_processes(running)):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: not alive(fit), "the end of the fit", **LONG)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert "no sign of life" in str(served.client.read_flow_run(running.id).state.message)  # type: ignore[union-attr]
+
+
+def own_processes(run: FlowRun) -> list[int]:
+    """Processes of a run that are Prefect's: not the stage, nor what watches over it."""
+    return [process for process in processes("prefect") if str(run.id).encode() in environ(process)]
+
+
+def supervisor(process: int) -> bool:
+    return b"supervisor.py" in Path(f"/proc/{process}/cmdline").read_bytes()
+
+
+def environ(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def of(served: Served, process: int) -> bool:
+    return str(served.project).encode() in environ(process)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_it_listens_here_alone_and_wants_its_password(served: Served) -> None:
+    port = int(served.url.split(":")[2].split("/")[0])
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    assert {row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")} == {f"0100007F:{port:04X}"}
+    request = urllib.request.Request(f"{served.url}/flow_runs/count", data=b"{}", headers={"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request)
+    request.add_header("Authorization", "Basic " + b64encode(PASSWORD.encode()).decode())
+    with urllib.request.urlopen(request) as answer:
+        assert int(answer.read()) > 0
+    for line in (served.output.read_text(errors="replace"),):
+        assert "watch" not in line
+
+
+def test_the_schedule_has_one_run_for_each_night(served: Served) -> None:
+    assert len(served.slots) == len(set(served.slots)) and all("03:00:00" in slot for slot in served.slots)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "lets others in without a password; set PREFECT_SERVER_API_AUTH_STRING"),
+        (["--port", "{taken}"], "choose another --port"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, command: Command, toy: Path, options: list[str], said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [word.format(taken=taken.getsockname()[1]) for word in options]
+        done = command(sys.executable, "-c", SERVE, "serve", *words, cwd=toy, check=False, PREFECT_HOME=str(tmp_path))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) -> None:
+    done = command(sys.executable, "-c", SERVE, "worker", cwd=toy, check=False, PREFECT_API_URL="")
+    assert done.returncode == 2 and "PREFECT_API_URL is not set" in done.stderr, done.stderr
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server on 127.0.0.1 with an empty database; its address."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path("/usr/local/bin")]
+    initdb, server = (programs[-1] / name for name in ("initdb", "postgres"))
+    if not server.exists():
+        pytest.skip("postgres is not installed: it is in the system's package postgresql")
+    port = free_port()
+    own: Mapping[str, Any] = {"user": "nobody", "cwd": "/"} if os.getuid() == 0 else {"cwd": "/"}  # it does not run as root
+    if own.get("user"):
+        subprocess.run(["chown", "nobody", folder], check=True)
+    made = subprocess.run(
+        [initdb, "--pgdata", folder / "data", "--username", "night", "--auth", "trust", "--no-sync", "--locale", "C"],
+        capture_output=True, text=True, **own,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    words = ["-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-c", "unix_socket_directories="]
+    process = subprocess.Popen([server, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **own)
+    try:
+        until(lambda: listens(port), "PostgreSQL", **LONG)
+        yield f"postgresql+asyncpg://night@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_postgresql_by_one_variable(tmp_path: Path, command: Command) -> None:
+    import tempfile
+
+    (tmp_path / "home").mkdir()
+    with (
+        tempfile.TemporaryDirectory(prefix="tailforge-postgres-") as folder,
+        postgres(Path(folder)) as address,
+        serving(
+            lay(tmp_path / "project", command, families="[naive]"), tmp_path / "home",
+            PREFECT_SERVER_DATABASE_CONNECTION_URL=address,
+        ) as served,
+    ):  # fmt: skip
+        run = served.end(served.start("augment"))
+        assert run.state and run.state.message == "v1: no_gain", served.output.read_text()
+        assert not list((tmp_path / "home").glob("*.db"))

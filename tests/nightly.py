@@ -1,0 +1,76 @@
+"""A project for tests of schedules: stages of no time, one of them for a device; `source/` is its folder of images.
+
+The folder `control` beside the project (or its clone) decides how a fit behaves: with the file `fail`, or `wait` until it is
+gone. It logs there who was fitted: family, process, device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from released import FIRST, fill
+
+Command = Callable[..., CompletedProcess[str]]
+
+DVC_YAML = """\
+stages:
+  prepare:
+    cmd: mkdir -p data && find -L source -type f | sort | xargs sha1sum > data/prepared.txt
+    deps: ["${data.path}"]
+    params: [seed]
+    outs: [data/prepared.txt]
+  fit:
+    matrix:
+      family: ${generators}
+    cmd: python stage.py ${item.family}
+    deps: [stage.py, data/prepared.txt]
+    params: ["${item.family}"]
+    outs: ["data/models/${item.family}"]
+  evaluate:
+    cmd: rm -rf data/pools data/verdicts data/runs && cp -r source/data source/metrics.json source/gains.csv .
+    deps: [data/models]
+    outs: [data/pools/naive, data/verdicts/naive, data/runs/naive, data/runs/real]
+    metrics:
+      - metrics.json: {cache: false}
+      - gains.csv: {cache: false}
+"""
+
+STAGE = """\
+import os, sys, time
+from pathlib import Path
+
+family = sys.argv[1]
+control = next(folder / "control" for folder in Path.cwd().parents if (folder / "control").is_dir())
+print("fitting", family, "on", os.environ.get("TAILFORGE_DEVICE"), flush=True)
+with open(control / "log", "a") as log:
+    log.write(f"{family} {os.getpid()} {os.environ.get('TAILFORGE_DEVICE')}\\n")
+if (control / "fail").exists():
+    sys.exit("error: no luck today; expected some; try tomorrow")
+while (control / "wait").exists():
+    time.sleep(0.05)
+folder = Path("data/models") / family
+folder.mkdir(parents=True)
+(folder / "model").write_text(Path("data/prepared.txt").read_text())
+"""
+
+
+def lay(folder: Path, command: Command, *, families: str = "[naive, gan]") -> Path:
+    """The project, committed, never run."""
+    folder.mkdir(parents=True)
+    (folder.parent / "control").mkdir()
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "params.yaml").write_text(
+        f"seed: 0\ndata: {{path: source}}\ngenerators: {families}\nnaive: {{a: 1}}\ngan: {{a: 1}}\n"
+    )
+    (folder / ".gitignore").write_text(".tailforge\n/source\n/data/\n")
+    (folder / "notes.md").write_text("notes\n")
+    command("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
+    command("dvc", "init", "--quiet", cwd=folder)
+    command("dvc", "config", "core.check_update", "false", cwd=folder)
+    command("git", "add", "--all", cwd=folder)
+    command("git", "commit", "--quiet", "--message", "New project", cwd=folder)
+    fill(folder, FIRST, "no_gain")
+    return folder
