@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | scale | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift pins readme clean
+.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift scale pins readme clean
 
 install: $(STAMP)
 
@@ -78,6 +78,10 @@ bench-drift: install
 # Speed beside a plain recipe, cost a row, packing, overhead: benchmarks/results and docs/speed.md. PARTS="scaling packing" for some.
 bench-speed: install
 	$(BIN)/python -m benchmarks.speed $(PARTS)
+
+# What a million images would take on 8, 64 and 512 GPUs: docs/scale.md, from what bench-speed and bakeoff have left.
+scale: install
+	$(BIN)/python -m benchmarks.scale
 
 # The table in README.md from the metrics.json that is there.
 readme: install

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed import generator, overhead, packing, results, scaling
+from benchmarks.scale.measured import Figures
+from benchmarks.speed import generator, overhead, packing, pool, results, scaling
 from benchmarks.speed.generator import Setting
+from pipeline.manifest import Manifest
+from pipeline.sampling import write_pool
 
 
 def setting(name: str, speed: float, kid: float, high: float, evaluations: int = 1) -> Setting:
@@ -87,3 +90,31 @@ def test_stages_are_called_again_in_the_order_of_dvc() -> None:
     call = "cmd: python -m pipeline.stages"
     lock = f"stages:\n  b:\n    {call} fit --family a\n  a:\n    {call} prepare --out x\n"
     assert overhead.commands(lock, ["a", "b", "c"]) == [["prepare", "--out", "x"], ["fit", "--family", "a"]]
+
+
+def test_what_does_not_grow_with_the_images_is_no_cost_of_an_image() -> None:
+    assert pool.marginal({30: 5.0 + 30 * 0.25, 10: 5.0 + 10 * 0.25}) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("form", pool.FORMS, ids=lambda form: form.name)
+def test_images_that_stand_for_a_model_come_out_as_they_went_in(form: pool.Form, tmp_path: Path) -> None:
+    pixels = pool.pixels(form, 5)
+    assert pixels.shape == (5, *form.shape) and len({image.numpy().tobytes() for image in pixels}) == 5
+    write_pool(pool.Made(pixels), "flow_matching", pool.plan(5), scaling.CLASSES, tmp_path, shard_images=2)  # type: ignore[arg-type]
+    assert torch.equal(Manifest.read(tmp_path).images(), pixels)
+
+
+def test_operations_are_those_that_compute() -> None:
+    x = torch.zeros(4, 6)
+    with pool.Calls() as calls:
+        torch.nn.functional.relu(x.view(6, 4).T + 1)
+    assert calls.count == 2  # view and transpose move nothing
+
+
+def test_the_network_that_is_counted_is_the_one_that_was_timed() -> None:
+    counted = {name: value for name, value, _ in pool.counted(pool.FORMS[0])}
+    timed = Figures()
+    assert counted["28 x 28, U-Net|training|work"] == pytest.approx(timed("generator", "training|ours|work"), rel=1e-5)
+    assert counted["28 x 28, U-Net|network|parameters"] == pytest.approx(
+        timed("generator", "training|ours|parameters"), rel=1e-5
+    )

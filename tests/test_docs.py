@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,6 +35,47 @@ def test_commands_exist(page: Path) -> None:
     commands = getattr(get_command(app), "commands", {})
     for verb in re.findall(r"(?:^|[;&|$] *)tailforge +(\w+)", code, re.MULTILINE):
         assert verb in commands, verb
+
+
+def typed(text: str) -> Iterator[list[str]]:
+    """The arguments of each `tailforge …` that a page shows, comments and what stands behind ; & | left out.
+
+    `tailforge run` within a sentence is the name of a command, not a line to type: there a verb alone is passed over.
+    """
+    blocks = [(block, True) for block in re.findall(r"```(?:sh|console|bash)\n(.*?)```", text, re.DOTALL)]
+    blocks += [(code, False) for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+    for block, whole in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            if "tailforge " not in line:
+                continue
+            words = shlex.shlex(line, posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            command: list[str] = []
+            for word in [*words, ";"]:
+                if set(word) <= set(";&|"):
+                    found, command = command, []
+                    if found[:1] == ["tailforge"] and (whole or len(found) > 2):
+                        yield found[1:]
+                else:
+                    command.append(word)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_parse(page: Path) -> None:
+    """Each verb takes the options and arguments that are shown; nothing is run."""
+    group: Any = get_command(app)
+    for words in typed(TEXT[page]):
+        with group.make_context("tailforge", list(words)) as context:
+            verb, command, rest = group.resolve_command(context, words)
+            command.make_context(
+                verb, list(rest), parent=context
+            )  # raises where an option is unknown or an argument is missing
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    sentence = "Try `tailforge run`, `tailforge run --no` or\n"
+    text = f"{sentence}```sh\ntailforge diff v1 v2; ls | wc  # tailforge x\ncd a && tailforge run\n```"
+    assert list(typed(text)) == [["diff", "v1", "v2"], ["run"], ["run", "--no"]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -23,7 +23,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-PARTS = ("generator", "scaling", "packing", "overhead")
+PARTS = ("generator", "scaling", "pool", "packing", "overhead")
 LAST = {  # last lines of the command: the row that each is
     "training_ratio": ("generator", "training_ratio"),
     "sampling_ratio": ("generator", "sampling_ratio"),
@@ -63,7 +63,7 @@ def last_lines(rows: Sequence[Row]) -> list[str]:
 HEAD = """# How fast
 
 Written by `make bench-speed`; every figure is in benchmarks/results/speed.csv. `python -m benchmarks.speed PART …` runs some
-parts: generator, scaling, packing, overhead.
+parts: generator, scaling, pool, packing, overhead.
 """
 
 TEXTS = {
@@ -97,6 +97,15 @@ Each figure is from a process of its own: the function that a stage calls, on n 
 `write` and `read` are of a manifest, `validation` the expectations on its table, `gate` the whole stage `validate` with its
 checks on pixels, `duplicates` the search for near-duplicates of `prepare`, `sampling` a pool of the family `naive`. Growth is
 the time a row over that at a tenth of the rows; the target is below 1.25. Memory is the process's peak.
+""",
+    "pool": """## Cost an image of a pool
+
+What an image costs beside the network that makes it, in processor seconds of one thread: they say more than a clock where
+other work shares the machine, though it slows them too. What does not grow with the pool is left out. `write shards` is all of
+the stage `sample` but the network, `encode PNG` among it. `look` is all that the gate does shard by shard, decoding among it,
+with its judges and without; `rest of the gate` is what it does with the rows of all shards together. A file and a gigabyte are
+what `dvc add` takes for one more of them. 28 x 28 are digits, enlarged; 256 x 256 are cut from the two photographs that come
+with scikit-learn. Work and operations are counted, not timed. What follows for a million images: [scale](scale.md).
 """,
     "packing": """## Classifiers: packed, and one after the other
 
