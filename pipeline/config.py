@@ -180,6 +180,18 @@ class Evaluate(Section):
     tail: Share
 
 
+class Fit(Section):
+    processes: Count
+
+
+class Engine(Section):
+    """Where work is done, and so nothing that a result depends on: no stage has this section among its parameters."""
+
+    kind: Literal["local", "ray"]
+    workers: Annotated[int, Field(ge=0)]
+    address: str
+
+
 class Params(Section):
     """The whole of params.yaml. `families` holds each family's raw section."""
 
@@ -189,6 +201,7 @@ class Params(Section):
     scarcity: Scarcity
     drift: Drift
     generators: Annotated[list[Literal[FAMILIES]], Field(min_length=1)]  # type: ignore[valid-type]
+    fit: Fit
     sample: Sample
     judges: Judges
     validate_: Annotated[Validate, Field(alias="validate")]
@@ -196,6 +209,7 @@ class Params(Section):
     classifier: Classifier
     arms: Arms
     evaluate: Evaluate
+    engine: Engine
     families: Mapping[str, Mapping[str, Any]]
 
     @property

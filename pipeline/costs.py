@@ -65,7 +65,8 @@ def peak_memory(where: torch.device) -> int:
 
         return torch.cuda.max_memory_allocated(where)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # the largest of them, where several processes fitted
+    return max(resource.getrusage(who).ru_maxrss for who in whose) * unit
 
 
 def machine(where: torch.device) -> str:

@@ -5,6 +5,8 @@
     │   ├── ConfigError     params.yaml: a key or a value
     │   └── DataError       images, labels, tables, folders
     ├── StorageError        the disk refused a write; exit status 2
+    ├── WorkerLost          a process that did a part of the work ended before its end; exit status 1
+    ├── OutOfMemory         a step or an image does not fit into memory; exit status 1
     ├── Diverged            a loss became non-finite; the last good checkpoint is kept; exit status 1
     └── LeakError           a fit was handed a row it must never see; a fault of ours; exit status 1
 
@@ -47,6 +49,14 @@ class StorageError(TailforgeError):
 
 class Diverged(TailforgeError):
     """A loss became non-finite."""
+
+
+class OutOfMemory(TailforgeError):
+    """A step of a fit, or a single image, does not fit into memory."""
+
+
+class WorkerLost(TailforgeError):
+    """A process that did a part of the work ended before its end."""
 
 
 class LeakError(TailforgeError):

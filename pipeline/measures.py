@@ -45,7 +45,7 @@ def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[st
     seeds, images, targets = params.measure.seeds, val.images(), val.targets(classes).numpy()
     campaign = Campaign(
         Material.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),
-        images.numpy(), targets,
+        images.numpy(), targets, params.engine,
     )  # fmt: skip
     train_all(campaign, [Run(arm, i, folder / f"{i}.safetensors") for i in range(seeds)])
     return _balanced_accuracy(predictions(folder, seeds, images, targets), val.column("group"), params)

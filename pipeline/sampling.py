@@ -2,8 +2,8 @@
 
 Every class gets ceil(surplus * fill_to) images, since some will be rejected: enough to fill any class to the threshold, and,
 the real images left away, for the classification accuracy score of all classes. Each image has its own seed, derived from its
-family, class and number: shards, batches, workers and retries cannot change it. A shard appears whole or not at all, and a
-killed run goes on at the first missing one.
+family, class and number: shards, workers and retries cannot change it. A shard appears whole or not at all, where
+pipeline/engine.py has it made, and a killed run goes on with the missing ones.
 
 `sources` of a row are the train images of its class that its model was fitted on.
 """
@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from pipeline import images, work
+from pipeline import engine, images, work
+from pipeline.config import Engine
 from pipeline.errors import Diverged
 from pipeline.generators.base import GenerativeModel
 from pipeline.manifest import Manifest
@@ -39,6 +42,11 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, start: int, stop: int) -> Plan:
+        """Rows from `start` to before `stop`."""
+        rows = slice(start, stop)
+        return Plan(self.ids[rows], self.labels[rows], self.seeds[rows], self.sources[rows])
 
 
 def fill(family: str, train: Manifest, classes: list[str], *, fill_to: int, surplus: float, seed: int) -> Plan:
@@ -66,37 +74,62 @@ def all_of(external: Manifest, classes: list[str]) -> Plan:
     return Plan(list(external.column("sample_id")), labels, seeds, external.table["sources"].to_pylist())
 
 
-def write_pool(model: GenerativeModel, family: str, plan: Plan, classes: list[str], folder: Path, *, shard_images: int) -> None:
-    """Write part-00000.parquet … into `folder`; shards that are already there are kept."""
+@dataclass(frozen=True)
+class Shard:
+    """A file of a pool and the rows in it."""
+
+    file: Path
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What writes shards of the pool of `family`. The model is loaded at the first image, by the process that makes it."""
+
+    load: Callable[[], GenerativeModel]
+    family: str
+    classes: list[str]
+
+    @cached_property
+    def model(self) -> GenerativeModel:
+        return self.load()
+
+    def write(self, shard: Shard, count: Callable[[int], None]) -> None:
+        """Write one shard. Raises Diverged for values that are not finite."""
+        plan, n = shard.plan, len(shard.plan)
+        labels = torch.tensor(plan.labels, dtype=torch.int64)
+        sampled = self.model.sample(labels, plan.seeds) if n else torch.empty(0, 1, 1, 1)
+        if not bool(sampled.isfinite().all()):  # a PNG could not show it
+            raise Diverged(
+                f"{self.family} sampled values that are not finite", remedy=f"lower lr in section {self.family} of params.yaml"
+            )
+        made = images.to_uint8(sampled)
+        manifest = Manifest.from_columns(
+            sample_id=plan.ids, image=images.encode_all(made), label=np.array(self.classes)[labels.numpy()],
+            split=["train"] * n, group=plan.ids, origin=["synthetic"] * n, generator=[self.family] * n, seed=plan.seeds,
+            sources=plan.sources, pixel_hash=[images.pixel_hash(i) for i in made],
+        )  # fmt: skip
+        buffer = io.BytesIO()
+        pq.write_table(manifest.table, buffer, compression="zstd")
+        work.write(shard.file, buffer.getvalue())
+        count(n)
+
+
+def write_pool(
+    load: Callable[[], GenerativeModel], family: str, plan: Plan, classes: list[str], folder: Path, *, shard_images: int,
+    where: Engine,
+) -> None:  # fmt: skip
+    """Write part-00000.parquet … into `folder`; shards that are already there are kept. `load` gives the model of `family`."""
+    starts = range(0, max(1, len(plan)), shard_images)
+    shards = [Shard(folder / f"part-{k:05d}.parquet", plan.part(i, i + shard_images)) for k, i in enumerate(starts)]
+    todo = [shard for shard in shards if not shard.file.exists()]
     bar = tqdm(
-        total=len(plan), desc=f"sample {family}", unit=" images", dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        total=len(plan), initial=len(plan) - sum(len(shard.plan) for shard in todo), desc=f"sample {family}", unit=" images",
+        dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10.0,
     )  # fmt: skip
+
+    def count(made: int) -> None:
+        bar.update(made)
+
     with bar:
-        for number, start in enumerate(range(0, len(plan), shard_images)):
-            stop = min(start + shard_images, len(plan))
-            file = folder / f"part-{number:05d}.parquet"
-            if not file.exists():
-                _write_shard(model, family, plan, classes, file, start, stop)
-            bar.update(stop - start)
-    if not len(plan):
-        _write_shard(model, family, plan, classes, folder / "part-00000.parquet", 0, 0)
-
-
-def _write_shard(
-    model: GenerativeModel, family: str, plan: Plan, classes: list[str], file: Path, start: int, stop: int
-) -> None:
-    rows, n = slice(start, stop), stop - start
-    labels = torch.tensor(plan.labels[rows], dtype=torch.int64)
-    sampled = model.sample(labels, plan.seeds[rows]) if n else torch.empty(0, 1, 1, 1)
-    if not bool(sampled.isfinite().all()):  # a PNG could not show it
-        raise Diverged(f"{family} sampled values that are not finite", remedy=f"lower lr in section {family} of params.yaml")
-    made = images.to_uint8(sampled)
-    manifest = Manifest.from_columns(
-        sample_id=plan.ids[rows], image=images.encode_all(made), label=np.array(classes)[labels.numpy()],
-        split=["train"] * n, group=plan.ids[rows], origin=["synthetic"] * n, generator=[family] * n, seed=plan.seeds[rows],
-        sources=plan.sources[rows], pixel_hash=[images.pixel_hash(i) for i in made],
-    )  # fmt: skip
-    buffer = io.BytesIO()
-    pq.write_table(manifest.table, buffer, compression="zstd")
-    work.write(file, buffer.getvalue())
+        engine.spread(Sampler(load, family, classes).write, todo, where, usual=1, threads=0, count=count)

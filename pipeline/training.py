@@ -34,8 +34,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import work
-from pipeline.errors import Diverged
+from pipeline import parallel, work
+from pipeline.errors import Diverged, OutOfMemory
 from pipeline.seeds import torch_stream
 
 CHECKPOINT_SECONDS = 20.0
@@ -69,16 +69,16 @@ class Learner:
 
     def step(self, loss: Tensor, k: int) -> float:
         """One update by `loss` at step k; returns the loss. Raises Diverged before a non-finite loss touches the weights."""
-        value = float(loss.detach())
+        plan = self.plan
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = parallel.average(self.parameters, float(loss.detach()))
         if not math.isfinite(value):
             raise Diverged(
                 f"loss {value} at step {k}", expected="a finite loss", remedy="lower lr in this section of params.yaml"
             )
-        plan = self.plan
         for group in self.optimiser.param_groups:
             group["lr"] = plan.lr * min(1.0, (k + 1) / max(1, plan.warmup)) * 0.5 * (1 + math.cos(math.pi * k / plan.steps))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, plan.clip)
         self.optimiser.step()
         if plan.ema is not None:
@@ -139,19 +139,40 @@ def loop(
     saved = time.monotonic()
     bar = tqdm(
         total=steps * images_per_step, initial=start * images_per_step, desc=name, unit=" images", unit_scale=True,
-        disable=quiet, mininterval=0.5 if sys.stderr.isatty() else 10.0, dynamic_ncols=True,
+        disable=quiet or parallel.rank() > 0, mininterval=0.5 if sys.stderr.isatty() else 10.0, dynamic_ncols=True,
     )  # fmt: skip
     with bar, _stop_signals() as stopped:
         for k in range(start, steps):
-            with torch_stream(seed, name, "dropout", k):
+            with torch_stream(seed, name, "dropout", k), _memory(name):
                 loss = update(k)
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             bar.update(images_per_step)
-            if folder and (stopped or time.monotonic() - saved > CHECKPOINT_SECONDS):
+            leave = parallel.anyone(bool(stopped))  # together, so that none waits for one that has left
+            if folder and parallel.rank() == 0 and (leave or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 _save(learners, folder, k + 1)
                 saved = time.monotonic()
-            if stopped:
-                raise SystemExit(128 + stopped[0]) if stopped[0] == signal.SIGTERM else KeyboardInterrupt
+            if leave:
+                raise KeyboardInterrupt if stopped[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _memory(name: str) -> Iterator[None]:
+    """Turn the end of memory into OutOfMemory; pass all else on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{name}: memory ran out in a step of the fit: {str(error).partition(chr(10))[0]}",
+            expected="a batch that fits",
+            remedy="lower batch_images or width in this section of params.yaml",
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that an accelerator's memory or this machine's ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _save(learners: Mapping[str, Learner], folder: Path, step: int) -> None:

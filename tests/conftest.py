@@ -7,11 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import toy as toy_project
+
+from pipeline import config
+from pipeline.config import Engine
 
 # Before torch is imported: two processes of two threads each on two cores stall each other.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -56,6 +59,39 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("prefect")
     os.environ["PREFECT_HOME"] = str(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def local() -> Engine:
+    """One local worker."""
+    return config.read(ROOT / "params.yaml").engine.model_copy(update={"kind": "local", "workers": 1})
+
+
+CLUSTER = """\
+import ray
+told = ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=10**8, _node_ip_address="127.0.0.1")
+print(told.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="session")
+def cluster(local: Engine) -> Iterator[Engine]:
+    """Two workers on a cluster of Ray that runs already, on this machine."""
+    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
+    command, path = (
+        [sys.executable, "-W", "ignore", "-c", CLUSTER],
+        {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+    )
+    heeded = signal.getsignal(signal.SIGTERM)
+    with subprocess.Popen(command, env=os.environ | path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        address = process.stdout.readline().strip()
+        yield local.model_copy(update={"kind": "ray", "workers": 2, "address": address})
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        process.stdin.close()
+    signal.signal(signal.SIGTERM, heeded)  # Ray has one of its own
 
 
 @pytest.fixture(scope="session")

@@ -224,7 +224,18 @@ def test_a_family_depends_on_its_own_settings_alone() -> None:
     assert "${item.family}" in DVC["fit"]["params"]
 
 
+def named(entry: dict[str, Any]) -> set[str]:
+    """Sections of params.yaml that are parameters of a stage; a family's own is `${item`."""
+    return {str(p).split(".")[0] for p in entry.get("params", []) if not isinstance(p, dict)}
+
+
 def test_every_setting_is_a_parameter_of_a_stage_that_uses_it_and_of_evaluate() -> None:
-    assert {"params.yaml": None} in DVC["evaluate"]["params"]
-    named = {str(p).split(".")[0] for entry in DVC.values() for p in entry.get("params", []) if not isinstance(p, dict)}
-    assert set(PARAMS) <= named | set(FAMILIES)
+    others = set[str]().union(*(named(entry) for name, entry in DVC.items() if name != "evaluate"))
+    assert set(PARAMS) - {"engine"} == named(DVC["evaluate"]) == (others & set(PARAMS)) | set(FAMILIES) | {"evaluate"}
+
+
+def test_no_stage_reruns_for_another_engine() -> None:
+    """Nor through the whole of params.yaml, as a parameter or as a file: a parameter of DVC is a key of it."""
+    for name, entry in DVC.items():
+        files = [file for p in entry.get("params", []) if isinstance(p, dict) for file in p]
+        assert "engine" not in named(entry) and "params.yaml" not in [*files, *entry["deps"]], name

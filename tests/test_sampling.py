@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
+from toy import ROOT
 
-from pipeline import images, sampling
+from pipeline import config, images, sampling
 from pipeline.errors import Diverged
 from pipeline.generators.external import Model as External
 from pipeline.generators.naive import Config, Model
@@ -18,6 +20,7 @@ from pipeline.images import to_uint8
 from pipeline.manifest import Manifest
 
 NAMES = ["zero", "one", "two"]
+write_pool = partial(sampling.write_pool, where=config.read(ROOT / "params.yaml").engine)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
     model: Model, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, undisturbed, killed = plan_for(train), tmp_path / "a", tmp_path / "b"
-    sampling.write_pool(model, "naive", plan, NAMES, undisturbed, shard_images=10)
+    write_pool(lambda: model, "naive", plan, NAMES, undisturbed, shard_images=10)
     asked: list[int] = []
     sample = Model.sample
 
@@ -78,8 +81,8 @@ def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
 
     monkeypatch.setattr(Model, "sample", dies_at_the_third)
     with pytest.raises(Killed):
-        sampling.write_pool(model, "naive", plan, NAMES, killed, shard_images=10)
-    sampling.write_pool(model, "naive", plan, NAMES, killed, shard_images=10)
+        write_pool(lambda: model, "naive", plan, NAMES, killed, shard_images=10)
+    write_pool(lambda: model, "naive", plan, NAMES, killed, shard_images=10)
     assert asked == [10, 10, 10, 10, 3]  # two written, one died, the two that were missing
     assert pool(undisturbed) == pool(killed)
 
@@ -87,12 +90,12 @@ def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
 def test_shards_change_nothing_but_the_files(model: Model, train: Manifest, tmp_path: Path) -> None:
     plan = plan_for(train)
     for size in (7, 100):
-        sampling.write_pool(model, "naive", plan, NAMES, tmp_path / str(size), shard_images=size)
+        write_pool(lambda: model, "naive", plan, NAMES, tmp_path / str(size), shard_images=size)
     assert Manifest.read(tmp_path / "7").table.equals(Manifest.read(tmp_path / "100").table)
 
 
 def test_rows_say_what_they_are(model: Model, train: Manifest, tmp_path: Path) -> None:
-    sampling.write_pool(model, "naive", plan_for(train), NAMES, tmp_path, shard_images=100)
+    write_pool(lambda: model, "naive", plan_for(train), NAMES, tmp_path, shard_images=100)
     made = Manifest.read(tmp_path)
     assert set(made.column("origin")) == {"synthetic"} and set(made.column("split")) == {"train"}
     assert set(made.column("generator")) == {"naive"}
@@ -101,7 +104,7 @@ def test_rows_say_what_they_are(model: Model, train: Manifest, tmp_path: Path) -
 
 def test_nothing_to_fill_is_an_empty_pool(model: Model, train: Manifest, tmp_path: Path) -> None:
     plan = sampling.fill("naive", train, NAMES, fill_to=0, surplus=2.0, seed=0)
-    sampling.write_pool(model, "naive", plan, NAMES, tmp_path, shard_images=10)
+    write_pool(lambda: model, "naive", plan, NAMES, tmp_path, shard_images=10)
     assert len(Manifest.read(tmp_path)) == 0 and len(list(tmp_path.iterdir())) == 1
 
 
@@ -110,14 +113,14 @@ def test_values_that_are_not_finite_never_become_an_image(
 ) -> None:
     monkeypatch.setattr(Model, "sample", lambda self, labels, seeds: torch.full((len(labels), *SHAPE), float("nan")))
     with pytest.raises(Diverged, match="not finite"):
-        sampling.write_pool(model, "naive", plan_for(train), NAMES, tmp_path, shard_images=10)
+        write_pool(lambda: model, "naive", plan_for(train), NAMES, tmp_path, shard_images=10)
     assert not list(tmp_path.iterdir())
 
 
 def test_external_images_arrive_once_each_and_unchanged(train: Manifest, tmp_path: Path) -> None:
     kind = External(External.Config(path="x"), shape=SHAPE, n_classes=CLASSES)  # type: ignore[call-arg]
     kind.fit(images.to_float(train.images()), train.targets(NAMES), seed=0)
-    sampling.write_pool(kind, "external", sampling.all_of(train, NAMES), NAMES, tmp_path, shard_images=9)
+    write_pool(lambda: kind, "external", sampling.all_of(train, NAMES), NAMES, tmp_path, shard_images=9)
     made = Manifest.read(tmp_path)
     assert list(made.column("pixel_hash")) == list(train.column("pixel_hash"))
     assert list(made.column("label")) == list(train.column("label"))

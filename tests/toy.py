@@ -97,3 +97,19 @@ def pids(folder: Path) -> list[int]:
     """The processes of the stage `first` when it waits: itself and its child."""
     until(lambda: (folder / "pids").exists() and len((folder / "pids").read_text().split()) == 2, "the start of the stage")
     return list(map(int, (folder / "pids").read_text().split()))
+
+
+def descendants(pid: int) -> set[int]:
+    """The process's children, theirs, and so on."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found

@@ -40,7 +40,7 @@ def campaign(size: int, steps: int) -> Campaign:
         np.zeros(1, np.int64),
     )  # fmt: skip
     settings = params.classifier if steps == 0 else params.classifier.model_copy(update={"steps": steps})
-    return Campaign(material, settings, "none", 0, pixels[val], targets[val])
+    return Campaign(material, settings, "none", 0, pixels[val], targets[val], params.engine)
 
 
 def runs(shared: Campaign, n: int, folder: Path) -> list[Run]:
@@ -67,7 +67,7 @@ def measure() -> Iterator[tuple[str, float, str]]:
                     run.file.parent.mkdir(parents=True, exist_ok=True)
                 began = time.perf_counter()
                 if name == "packed":
-                    train_all(shared, todo, workers)
+                    train_all(shared, todo)
                 else:
                     for run in todo:
                         shared.execute(run, lambda _: None)

@@ -148,7 +148,9 @@ def sampling(n: int, folder: Path) -> Work:
     model.fit(images.to_float(torch.from_numpy(pixels)), torch.tensor([int(label) for label in labels]), seed=0)
     of = list(range(n))
     plan = Plan([f"naive-{i:08d}" for i in of], [i % 10 for i in of], of, [[f"row-{i % CHUNK}"] for i in of])
-    return lambda: write_pool(model, "naive", plan, CLASSES, folder, shard_images=params.sample.shard_images)
+    return lambda: write_pool(
+        lambda: model, "naive", plan, CLASSES, folder, shard_images=params.sample.shard_images, where=params.engine
+    )
 
 
 def import_module_quietly(name: str) -> None:

@@ -1,44 +1,32 @@
-"""Many training runs, packed: worker processes of one thread each, one run at a time in each of them.
+"""Many training runs, packed: worker processes of one thread each, one run at a time in each of them (pipeline/engine.py).
 
 A small network cannot use several threads, so k runs side by side finish sooner than k runs one after the other on all
 threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, material) and every worker has one
-thread, so results do not depend on the number of workers. On an accelerator the runs go one after the other in this process.
+thread, so results do not depend on the number of workers, nor on whose they are. On an accelerator the runs go one after the
+other in this process, unless params.engine asks for more.
 
 A finished run is a file, written whole or not at all, with its validation score in its card: a stage that was killed goes on
-with the runs whose files are missing. Workers outlive nobody: the parent kills them on its way out, and one whose parent was
-killed sees the closed sentinel and ends.
+with the runs whose files are missing.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
-from typing import cast
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline import training, weights
+from pipeline import engine, training, weights
 from pipeline.arms import Arm, Material
 from pipeline.classifier import train
-from pipeline.config import Classifier
-from pipeline.errors import TailforgeError
+from pipeline.config import Classifier, Engine
 from pipeline.seeds import derive
-
-REPORT_SECONDS = 0.5  # between a worker's words on its progress
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Campaign:
-    """What all runs share. `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores, and nothing else."""
+    """What all runs share, and where they are made.
+
+    `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores, and nothing else.
+    """
 
     material: Material
     config: Classifier
@@ -65,6 +56,7 @@ class Campaign:
     seed: int
     val_images: np.ndarray
     val_targets: np.ndarray
+    engine: Engine
 
     def execute(self, run: Run, progress: Callable[[int], None]) -> None:
         """Train, score and write one run."""
@@ -82,11 +74,8 @@ class Campaign:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def train_all(campaign: Campaign, runs: Sequence[Run], workers: int | None = None) -> None:
-    """Execute the runs whose files are missing. `workers`: None for one per core that this process may use.
-
-    Raises what a run raised.
-    """
+def train_all(campaign: Campaign, runs: Sequence[Run]) -> None:
+    """Execute the runs whose files are missing, where campaign.engine says. Raises what a run raised, and engine.spread."""
     todo = [run for run in runs if not run.file.exists()]
     if not todo:
         return
@@ -101,107 +90,7 @@ def train_all(campaign: Campaign, runs: Sequence[Run], workers: int | None = Non
     def count(images: int) -> None:
         bar.update(images)
 
+    on_processor = training.device().type == "cpu"
+    usual, threads = (len(os.sched_getaffinity(0)), 1) if on_processor else (1, 0)
     with bar:
-        if training.device().type == "cpu":
-            _pack(campaign, todo, workers or len(os.sched_getaffinity(0)), count)
-        else:
-            for run in todo:
-                campaign.execute(run, count)
-
-
-def _pack(campaign: Campaign, runs: Sequence[Run], workers: int, progress: Callable[[int], None]) -> None:
-    # The fork server imports torch once, and what the first optimiser step imports, and starts no thread: its children are
-    # safe, and start at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.classifier.packed", "torch._dynamo"])
-    pipes: dict[Connection, ForkServerProcess] = {}
-    waiting, unfinished = list(reversed(runs)), len(runs)
-    with _termination_as_exit():
-        try:
-            for _ in range(min(workers, len(runs))):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(campaign, theirs), daemon=True)
-                process.start()
-                theirs.close()
-                pipes[ours] = process
-                ours.send(waiting.pop())
-            while unfinished:
-                for pipe in cast(list[Connection], wait(list(pipes))):
-                    try:
-                        word = pipe.recv()
-                    except EOFError:
-                        pipes[pipe].join()
-                        raise RuntimeError(f"a training worker ended with status {pipes[pipe].exitcode}") from None
-                    if isinstance(word, TailforgeError):
-                        raise word
-                    if isinstance(word, int):
-                        progress(word)
-                        continue
-                    unfinished -= 1
-                    if waiting:
-                        pipe.send(waiting.pop())
-        finally:
-            for process in pipes.values():
-                process.kill()
-            for process in pipes.values():
-                process.join()
-
-
-def _work(campaign: Campaign, pipe: Connection) -> None:
-    """The life of a worker: runs come in, counts of images and the finished run go out."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches the terminal's whole group: out of it, since the parent decides, and kills.
-    os.setpgid(0, 0)
-    # tqdm's own lock between processes would leave a semaphore behind when the worker is killed.
-    tqdm.set_lock(threading.RLock())
-    torch.set_num_threads(1)
-    while True:
-        run: Run = pipe.recv()
-        count = _Counter(pipe)
-        try:
-            campaign.execute(run, count)
-        except TailforgeError as error:
-            pipe.send(error)
-            return
-        count.flush()
-        pipe.send(run)
-
-
-class _Counter:
-    """Tells the parent how many images were used, not more often than REPORT_SECONDS."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.images, self.told = pipe, 0, time.monotonic()
-
-    def __call__(self, images: int) -> None:
-        self.images += images
-        if time.monotonic() - self.told > REPORT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        self.pipe.send(self.images)
-        self.images, self.told = 0, time.monotonic()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-@contextmanager
-def _termination_as_exit() -> Iterator[None]:
-    """SIGTERM as SystemExit(143), so that the workers are killed on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        engine.spread(campaign.execute, todo, campaign.engine, usual=usual, threads=threads, count=count)

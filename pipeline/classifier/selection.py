@@ -52,6 +52,7 @@ def campaign(params: Params, prepared: Prepared, pool: Manifest | None = None, a
         seed=params.seed,
         val_images=val.images().numpy(),
         val_targets=val.targets(classes).numpy(),
+        engine=params.engine,
     )
 
 

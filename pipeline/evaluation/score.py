@@ -198,7 +198,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "seeds": seeds,
         "confidence": settings.confidence,
         "warnings": _warnings(params, classes, counts, test, choices, metrics),
-        "settings": params.model_dump(mode="json", by_alias=True),
+        "settings": params.model_dump(mode="json", by_alias=True, exclude={"engine"}),
     }
     return Results(metrics, [(arm, name, value) for arm, rows in gains.items() for name, value in rows.items()], details)
 

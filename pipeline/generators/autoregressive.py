@@ -39,6 +39,7 @@ from pipeline.errors import ConfigError
 from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.images import to_float
 from pipeline.networks.unet import zero
+from pipeline.parallel import Dropout, share
 from pipeline.seeds import noise, torch_stream
 from pipeline.training import autocast, device, threads
 
@@ -68,7 +69,7 @@ class Model(GenerativeModel):
     `temperature` T divides the logits: the model is prod_i P(x_i | x_<i)^(1/T) / Z_i, in samples and in `log_prob` alike.
     """
 
-    traits = Traits(density="explicit", likelihood="exact")
+    traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
@@ -94,9 +95,10 @@ class Model(GenerativeModel):
         self.network = network = self._build(seed)
 
         def loss(batch: Batch) -> Tensor:
-            levels = self._levels(batch.images)
+            images, labels, conditions = share(batch.images, batch.labels, batch.conditions)
+            levels = self._levels(images)
             with autocast(config.precision, where):
-                logits = network(levels, batch.labels, batch.conditions)
+                logits = network(levels, labels, conditions)
             return F.cross_entropy(logits.flatten(0, 1), levels.flatten())
 
         decay = config.weight_decay
@@ -171,7 +173,7 @@ class Layer(nn.Module):
         super().__init__()
         self.norm = Modulation(width, embed)
         self.up, self.down = nn.Linear(width, 2 * width), zero(nn.Linear(2 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         out: Tensor = x + self.down(self.dropout(F.gelu(self.up(self.norm(x, embedding)))))
@@ -185,7 +187,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = Modulation(width, embed)
         self.qkv, self.out = nn.Linear(width, 3 * width), zero(nn.Linear(width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, embedding: Tensor, cache: Tensor | None = None, start: int = 0) -> Tensor:
         """`cache` (2, n, heads, T, HEAD) holds keys and values of tokens 0 … start - 1; those of x are written behind them."""

@@ -10,6 +10,7 @@ tests/contracts runs one suite over all families, chosen by their traits.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from pipeline import weights
 from pipeline.config import Section, parse
-from pipeline.errors import DataError
+from pipeline.errors import DataError, OutOfMemory
+from pipeline.training import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Traits:
 
     density      explicit | approximate (a bound of it) | unnormalised (up to a constant) | implicit (samples alone)
     likelihood   exact | bound | none: what `log_prob` gives; exact to the error of its solver where it integrates an ODE
+    data_parallel  whether several processes can share the batches of its fit (pipeline/parallel.py)
     """
 
     density: Literal["explicit", "approximate", "unnormalised", "implicit"]
@@ -37,6 +40,7 @@ class Traits:
     conditional: bool = True
     pretrained: bool = False
     sources_known: bool = True
+    data_parallel: bool = False
 
 
 class GenerativeModel(ABC):
@@ -120,10 +124,31 @@ def in_blocks(
 ) -> Tensor:
     """Images (n, *shape) from `make`, called with always `size` labels and seeds, the last block filled up with its last row.
 
-    Matrix shapes, and so roundings, then never vary with the batch: an image does not depend on its neighbours.
+    Matrix shapes, and so roundings, then never vary with the batch: an image does not depend on its neighbours. Where memory
+    runs out blocks are halved, which is said: a seed's image is then the same but for roundings, a grey level in few pixels.
+
+    Raises OutOfMemory where a block of one is too large.
     """
-    n, done = len(labels), []
-    for start in range(0, n, size):
+    n, start, done = len(labels), 0, list[Tensor]()
+    while start < n:
         rows = torch.arange(start, start + size).clamp(max=n - 1)
-        done.append(make(labels[rows], [seeds[int(i)] for i in rows]).cpu())
+        try:
+            done.append(make(labels[rows], [seeds[int(i)] for i in rows]).cpu())
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise OutOfMemory(
+                    f"memory ran out at a single image: {str(error).partition(chr(10))[0]}",
+                    expected="room for one",
+                    remedy="lower data.image_size, or free some memory",
+                ) from error
+        else:
+            start += size
+            continue
+        # Outside the handler, which would keep the block's tensors alive.
+        size = size // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"memory ran out: going on in blocks of {size} images", file=sys.stderr)
     return torch.cat(done)[:n] if done else torch.empty(0, *shape)

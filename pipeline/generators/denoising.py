@@ -31,6 +31,7 @@ from pipeline import augmentation
 from pipeline.batches import Batch, Batches, Trained
 from pipeline.config import Count, Share
 from pipeline.errors import ConfigError
+from pipeline.parallel import share
 from pipeline.seeds import torch_stream
 from pipeline.training import Learner, Optimisation, autocast, device, loop, threads
 
@@ -153,10 +154,13 @@ def fit(
         dropped = torch.rand(len(batch.labels), generator=batch.rng) < config.label_dropout
         others = torch.randint(n_classes, (len(batch.labels),), generator=batch.rng).to(where)
         labels, shown = batch.labels.masked_fill(dropped.to(where), n_classes), 0.0
+        x, t, target = share(example.x, example.t, example.target)
+        example = Example(x, t, target)
+        labels, others, conditions = share(labels, others, batch.conditions)
         for name, learner in reversed(learners.items()):  # the network last: its loss is the one shown
             if k < lengths[name]:
                 with autocast(config.precision, where):
-                    value = loss(networks[name], example, labels, others, batch.conditions, config.balance)
+                    value = loss(networks[name], example, labels, others, conditions, config.balance)
                 shown = learner.step(value, k)
         return shown
 

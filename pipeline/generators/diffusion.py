@@ -56,7 +56,7 @@ class Config(Denoising):
 class Model(GenerativeModel):
     """Class-conditional diffusion on pixels."""
 
-    traits = Traits(density="approximate", likelihood="bound")
+    traits = Traits(density="approximate", likelihood="bound", data_parallel=True)
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:

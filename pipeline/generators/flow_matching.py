@@ -51,7 +51,7 @@ class Config(Denoising):
 class Model(GenerativeModel):
     """Class-conditional flow matching on pixels."""
 
-    traits = Traits(density="explicit", likelihood="exact")
+    traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:

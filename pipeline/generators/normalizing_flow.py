@@ -40,6 +40,7 @@ from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
 from pipeline.gaussians import class_means
 from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.parallel import Dropout, share
 from pipeline.seeds import noise as noise_of
 from pipeline.seeds import rng, torch_stream
 from pipeline.training import autocast, device, threads
@@ -126,7 +127,7 @@ class Coupling(nn.Module):
         self.read = nn.Linear(kept, width)
         self.label = nn.Embedding(n_classes, width)
         self.condition = nn.Linear(augmentation.CONDITIONS, width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.hidden = nn.Linear(width, width)
         self.write = nn.Linear(width, (len(mask) - kept) * sum(self.sizes))
         nn.init.zeros_(self.write.weight)
@@ -184,7 +185,7 @@ class Flow(nn.Module):
 class Model(GenerativeModel):
     """Class-conditional spline-coupling flow."""
 
-    traits = Traits(density="explicit", likelihood="exact")
+    traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
@@ -209,8 +210,9 @@ class Model(GenerativeModel):
             x, slope = density.to_logits(density.dequantise(batch.images, batch.rng))
             z, rest = network.whitening(x.flatten(1))
             z = z + config.noise * torch.randn(z.shape, generator=batch.rng).to(where)
+            z, rest, slope, labels, conditions = share(z, rest, slope, batch.labels, batch.conditions)
             with autocast(config.precision, where):
-                log_prob = network.log_prob(z, batch.labels, batch.conditions)
+                log_prob = network.log_prob(z, labels, conditions)
             out: Tensor = -(log_prob + rest + slope).mean() / dim
             return out
 

@@ -38,6 +38,7 @@ from pipeline.density import dequantise
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
 from pipeline.networks.unet import Block, zero
+from pipeline.parallel import share
 from pipeline.seeds import noise, rng, torch_stream
 from pipeline.training import autocast, device, threads
 
@@ -155,7 +156,7 @@ def halvings(size: int) -> list[int]:
 class Model(GenerativeModel):
     """Conditional variational autoencoder, or its plain sibling."""
 
-    traits = Traits(density="approximate", likelihood="bound")
+    traits = Traits(density="approximate", likelihood="bound", data_parallel=True)
     Config = Config
 
     def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
@@ -169,7 +170,7 @@ class Model(GenerativeModel):
             )
         self.config, self.shape, self.n_classes = config, shape, n_classes
         if config.kind == "plain":
-            self.traits = Traits(density="implicit", likelihood="none")
+            self.traits = Traits(density="implicit", likelihood="none", data_parallel=True)
         self.network: Autoencoder
         self.codes: dict[str, Tensor] = {}  # of the train images: mean and log_std (n, d), labels (n,)
 
@@ -188,10 +189,11 @@ class Model(GenerativeModel):
         def loss(batch: Batch) -> Tensor:
             x = dequantise(batch.images, batch.rng)
             eps = torch.randn(len(x), config.latent_dim, generator=batch.rng).to(where)
+            x, eps, labels, conditions = share(x, eps, batch.labels, batch.conditions)
             with autocast(config.precision, where):
-                code = network.encode(x, batch.labels, batch.conditions)
+                code = network.encode(x, labels, conditions)
                 z = code.mean if config.kind == "plain" else code.mean + code.log_std.exp() * eps
-                mean = network.decode(z, batch.labels, batch.conditions)
+                mean = network.decode(z, labels, conditions)
             bound = log_normal(x - mean, network.log_sigma)
             if config.kind == "variational":
                 bound = bound - config.beta * divergence(code)

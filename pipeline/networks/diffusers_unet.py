@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.parallel import Dropout
+
 
 class DiffusersUNet(nn.Module):
     """v(x, t, y, a) as UNet's: two resolutions of `width` and 2 `width`, attention at the lower one."""
@@ -44,6 +46,10 @@ class DiffusersUNet(nn.Module):
             attention_head_dim=32,
             class_embed_type="identity",
         )
+        for module in list(self.unet.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(module, name, Dropout(child.p))
         self.label = nn.Embedding(n_classes + 1, 4 * width)
         self.condition = nn.Linear(conditions, 4 * width, bias=False)
 

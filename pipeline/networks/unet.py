@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.parallel import Dropout
+
 M = TypeVar("M", nn.Conv2d, nn.Linear)
 VECTOR = 16  # channels of a group from which a processor's bf16 kernel normalises channels_last as fast as its fp32 kernel
 
@@ -41,7 +43,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
         self.modulation = zero(nn.Linear(embed, 2 * channels))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.around: nn.Module = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
-from pipeline import costs, work
-from pipeline.config import Params
+from pipeline import costs, parallel, work
+from pipeline.config import Params, Section, parse
+from pipeline.errors import ConfigError
 from pipeline.generators import registry
 from pipeline.images import to_float
 from pipeline.prepared import Prepared
+
+CHECKPOINTS = ".checkpoints"
 
 
 def run(params: Params, family: str, prepared: Path, reference: Path, out: Path, cost: Path) -> None:
@@ -16,18 +21,57 @@ def run(params: Params, family: str, prepared: Path, reference: Path, out: Path,
 
     Train rows are those of `reference`, which the stage drift chose; rows made elsewhere are those of `prepared`.
 
-    A killed fit goes on at its last checkpoint.
+    A killed fit goes on at its last checkpoint. Raises ConfigError where the processes cannot share a batch evenly.
     """
-    data, outside = Prepared(reference), Prepared(prepared)
-    settings = registry.settings(params, family)
-    kind = registry.family(family)
-    rows = data.train() if kind.traits.sources_known else outside.external()
-    images, labels = rows.training_tensors(data.classes, f"the generator {family}")
-    decided_by = (settings.model_dump(), reference / "train.parquet", reference / "dataset.json", outside.input_of(family))
-    with work.resumable(out, params.seed, *decided_by) as folder:
-        checkpoints = folder / ".checkpoints"
+    settings, processes = registry.settings(params, family), _processes(params, family)
+    inputs = (reference / "train.parquet", reference / "dataset.json", Prepared(prepared).input_of(family))
+    with work.resumable(out, params.seed, settings.model_dump(), processes, *inputs) as folder:
+        checkpoints = folder / CHECKPOINTS
         checkpoints.mkdir(exist_ok=True)
-        model = kind(settings, shape=data.shape, n_classes=len(data.classes))
-        with costs.noted(cost, images=len(images), resumed=any(checkpoints.iterdir())):
-            model.fit(to_float(images), labels, seed=params.seed, folder=checkpoints)
+        rows = len(
+            Prepared(reference).train() if registry.family(family).traits.sources_known else Prepared(prepared).external()
+        )
+        with costs.noted(cost, images=rows, resumed=any(checkpoints.iterdir())):
+            if processes == 1:
+                _fit(family, settings, params.seed, prepared, reference, folder)
+            else:
+                given = json.dumps([family, settings.model_dump(), params.seed, str(prepared), str(reference)])
+                parallel.launch(__name__, processes, folder, given)
+
+
+def _processes(params: Params, family: str) -> int:
+    """How many processes fit the family: one where it is not trained on batches that can be shared, which is said."""
+    asked, batch = params.fit.processes, params.families[family].get("batch_images", 0)
+    if asked == 1 or not registry.family(family).traits.data_parallel:
+        if asked > 1:
+            print(f"{family}: fitted by one process, its batches cannot be shared", file=sys.stderr)
+        return 1
+    if batch % asked:
+        raise ConfigError(
+            f"fit.processes={asked} with {family}.batch_images={batch}",
+            expected="as many images a step for each process",
+            remedy=f"set {family}.batch_images={max(asked, batch - batch % asked)}",
+        )
+    return asked
+
+
+def _fit(family: str, settings: Section, seed: int, prepared: Path, reference: Path, folder: Path) -> None:
+    """Fit and save the model in `folder`: alone, or as one of the processes that share batches."""
+    data, kind = Prepared(reference), registry.family(family)
+    rows = data.train() if kind.traits.sources_known else Prepared(prepared).external()
+    images, labels = rows.training_tensors(data.classes, f"the generator {family}")
+    model = kind(settings, shape=data.shape, n_classes=len(data.classes))
+    model.fit(to_float(images), labels, seed=seed, folder=folder / CHECKPOINTS)
+    if parallel.rank() == 0:
         model.save(folder)
+
+
+def _joined(folder: Path, given: str) -> int:
+    """One of the processes that `run` launches; the exit status."""
+    family, values, seed, prepared, reference = json.loads(given)
+    settings = parse(registry.family(family).Config, values, family)
+    return parallel.joined(lambda: _fit(family, settings, seed, Path(prepared), Path(reference), folder), folder)
+
+
+if __name__ == "__main__":
+    sys.exit(_joined(Path(sys.argv[1]), sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from pipeline import costs, sampling, work
@@ -15,7 +16,7 @@ def run(params: Params, family: str, prepared: Path, reference: Path, model: Pat
 
     Sources are the train rows of `reference`, on which the model was fitted; rows made elsewhere are those of `prepared`.
 
-    A killed run goes on at the first missing shard.
+    A killed run goes on with the missing shards.
     """
     data, settings = Prepared(reference), params.sample
     kind = registry.family(family)
@@ -26,7 +27,8 @@ def run(params: Params, family: str, prepared: Path, reference: Path, model: Pat
     else:
         plan = sampling.all_of(Prepared(prepared).external(), data.classes)
     decided_by = (params.seed, settings.model_dump(), model, reference / "train.parquet", reference / "dataset.json")
-    with work.resumable(out, *decided_by) as folder:
-        loaded = kind.load(model)
-        with costs.noted(cost, images=len(plan), resumed=any(folder.iterdir())):
-            sampling.write_pool(loaded, family, plan, data.classes, folder, shard_images=settings.shard_images)
+    with work.resumable(out, *decided_by) as folder, costs.noted(cost, images=len(plan), resumed=any(folder.iterdir())):
+        sampling.write_pool(
+            partial(kind.load, model), family, plan, data.classes, folder,
+            shard_images=settings.shard_images, where=params.engine,
+        )  # fmt: skip

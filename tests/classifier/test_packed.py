@@ -6,30 +6,32 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import digits_project
 import numpy as np
 import pytest
-from toy import alive, until
+from toy import alive, descendants, until
 
 from pipeline import weights
 from pipeline.arms import Arm, Material, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
-from pipeline.errors import Diverged
+from pipeline.config import Engine
+from pipeline.errors import Diverged, WorkerLost
 
 ROOT = Path(__file__).parents[2]
-CONFIG = digits_project.params(
-    classifier={"network": "small", "steps": 4, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0}
-).classifier
+PARAMS = digits_project.params(classifier={"network": "small", "steps": 4, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0})
+CONFIG = PARAMS.classifier
 
 
-def campaign(**settings: object) -> Campaign:
+def campaign(workers: int = 2, **settings: object) -> Campaign:
     r = np.random.default_rng(0)
     images, targets = r.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8), np.arange(12) % 3
     none = np.zeros(0, np.int64)
     material = Material(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
-    return Campaign(material, CONFIG.model_copy(update=settings), "none", 0, images, targets)
+    where = PARAMS.engine.model_copy(update={"workers": workers})
+    return Campaign(material, CONFIG.model_copy(update=settings), "none", 0, images, targets, where)
 
 
 def runs(folder: Path, n: int = 2) -> list[Run]:
@@ -43,9 +45,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 3):
-        train_all(campaign(), runs(tmp_path / str(workers)), workers)
+        train_all(campaign(workers), runs(tmp_path / str(workers)))
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     assert set(contents(tmp_path / "1")) == {f"{arm}/{i}.safetensors" for arm in ("real", "mixup") for i in range(2)}
+
+
+def test_ray_makes_the_same_classifiers(tmp_path: Path, cluster: Engine) -> None:
+    train_all(campaign(), runs(tmp_path / "local"))
+    train_all(replace(campaign(), engine=cluster), runs(tmp_path / "ray"))
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray")
 
 
 def test_every_real_only_arm_is_trained_and_its_file_gives_the_network_that_was_scored(tmp_path: Path) -> None:
@@ -55,7 +63,7 @@ def test_every_real_only_arm_is_trained_and_its_file_gives_the_network_that_was_
 
     shared = campaign()
     every = [Run(Arm(name, recipe), 0, tmp_path / name / "0.safetensors") for name, recipe in recipes(CONFIG).items()]
-    train_all(shared, every, 2)
+    train_all(shared, every)
     for run in every:
         predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
         assert run.score == train.balanced_accuracy(predicted, shared.val_targets), run.arm.name
@@ -66,53 +74,33 @@ def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
 
     from pipeline.classifier import train
 
-    shared, run = campaign(), runs(tmp_path, 1)[0]
-    train_all(shared, [run], 1)
+    shared, run = campaign(1), runs(tmp_path, 1)[0]
+    train_all(shared, [run])
     predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
     assert run.score == train.balanced_accuracy(predicted, shared.val_targets)
 
 
 def test_only_missing_runs_are_trained_and_leftovers_of_a_kill_go(tmp_path: Path) -> None:
-    train_all(campaign(), runs(tmp_path), 2)
+    train_all(campaign(), runs(tmp_path))
     before = contents(tmp_path)
     lost = tmp_path / "mixup" / "1.safetensors"
     lost.unlink()
     (tmp_path / "mixup" / ".1.safetensors.99.tmp").write_bytes(b"torn")
     kept = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
-    train_all(campaign(), runs(tmp_path), 2)
+    train_all(campaign(), runs(tmp_path))
     assert contents(tmp_path) == before
     assert all(f.stat().st_mtime_ns == time for f, time in kept.items())
 
 
 def test_a_diverged_run_is_told_by_the_parent(tmp_path: Path) -> None:
-    broken = campaign()
-    broken = Campaign(
-        broken.material, CONFIG.model_copy(update={"lr": 1e30, "steps": 60}), "none", 0, broken.val_images, broken.val_targets
-    )
     with pytest.raises(Diverged, match="lower lr"):
-        train_all(broken, runs(tmp_path), 2)
+        train_all(campaign(lr=1e30, steps=60), runs(tmp_path))
 
 
 def test_a_fault_in_a_worker_is_loud(tmp_path: Path) -> None:
     whole = campaign()
-    broken = Campaign(whole.material, CONFIG, "none", 0, whole.val_images[:, :, :, :0], whole.val_targets)
-    with pytest.raises(RuntimeError, match="ended with status 1"):
-        train_all(broken, runs(tmp_path), 1)
-
-
-def descendants(pid: int) -> set[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    found, fresh = set(), {pid}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
+    with pytest.raises(WorkerLost, match="ended with status 1"):
+        train_all(replace(whole, val_images=whole.val_images[:, :, :, :0]), runs(tmp_path))
 
 
 SCRIPT = """
@@ -122,7 +110,7 @@ sys.path[:0] = [{tests!r}]
 from test_packed import campaign, runs
 from pipeline.classifier.packed import train_all
 if __name__ == "__main__":
-    train_all(campaign(steps=10_000_000), runs(Path({folder!r})), 2)
+    train_all(campaign(steps=10_000_000), runs(Path({folder!r})))
 """
 
 
@@ -146,7 +134,7 @@ def test_no_worker_outlives_its_parent(number: signal.Signals, tmp_path: Path) -
 
 def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
     run = Run(Arm("synthetic", recipes(CONFIG)["real"], dose=0.5, labels="soft"), 3, tmp_path / "a" / "3.safetensors")
-    train_all(campaign(), [run], 1)
+    train_all(campaign(1), [run])
     card = weights.load(run.file)[1]
     assert (card["arm"], card["dose"], card["labels"], card["number"]) == ("synthetic", 0.5, "soft", 3)
     assert card["classifier"] == CONFIG.model_dump()

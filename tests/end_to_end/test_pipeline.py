@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ TINY: dict[str, object] = {
     "vae.steps": 20,
     "vae.width": 16,
     "sample.fill_to": 20,
+    "sample.shard_images": 100,
     "measure.seeds": 1,
     "measure.rows": 20,
     "arms.ensemble": "true",
@@ -128,6 +130,26 @@ def test_a_familys_parameter_reruns_that_family_and_what_follows(
     assert all(before[name] == after[name] for name in before if name not in ran)
     settings.write_text(text)  # back again: the run cache gives all of it
     assert not stages_that_ran(command("dvc", "repro", cwd=folder).stdout) - {"evaluate", "report"}
+
+
+def test_another_engine_reruns_nothing_and_gives_the_same_bytes(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    before = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    spread = ["-S", "engine.workers=2"]
+    command(*MAIN, "run", "--no-release", *spread, cwd=folder, PYTHONPATH="")
+    assert command("dvc", "status", "--json", cwd=folder).stdout.strip() == "{}"
+    forced = ["--force", "sample@naive", "--force", "train_real"]
+    again = command(*MAIN, "run", "--no-release", *forced, *spread, cwd=folder, PYTHONPATH="")
+    assert stages_that_ran(again.stderr) >= {"sample@naive", "train_real"} and "no warm process" not in again.stderr
+    after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert outs_of(after, "sample@naive", "data/pools") == outs_of(before, "sample@naive", "data/pools")
+    assert outs_of(after, "train_real", "data/runs") == outs_of(before, "train_real", "data/runs")
+
+
+def outs_of(stages: dict[str, Any], stage: str, folder: str) -> list[str]:
+    return [out["md5"] for out in stages[stage]["outs"] if out["path"].startswith(folder)]
 
 
 def test_editing_a_familys_file_reruns_that_family_alone(
