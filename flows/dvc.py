@@ -6,16 +6,19 @@
     reproduce   stages, one after the other: ran | cached | skipped
     outs        what dvc.lock has recorded: hashes of results
     contents    the files of results, by hash, from the cache or the remote
+    verify      the files of the cache that do not have their hash
     push, pull  results to the remote and from it
     checkout    what dvc.lock has recorded, back in its place
     share       a second checkout with the cache of the first
 
 `--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
-another command holds the lock at its end.
+another command holds the lock at its end. DVC knows who else is at work by process ids in a file; what the dead left there
+is removed before a run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import itertools
@@ -76,6 +79,8 @@ try:
 except DvcException as error:
     sys.exit(str(error))
 """
+_HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
+_PASSWORD = re.compile(r"(://[^/:@\s]*:)[^/@\s]+@")
 _CHATTER = re.compile(
     r"^(To track the changes with git|\tgit add|To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
     r"|Updating lock file|Generating lock file|Data and pipelines are up to date|$)"
@@ -165,10 +170,18 @@ def checkout(project: Path) -> None:
 
 
 def outs(project: Path) -> dict[str, dict[str, str]]:
-    """{stage: {path: md5}} of dvc.lock, where stages that dvc.yaml has no more may still stand."""
+    """{stage: {path: md5}} of dvc.lock, where stages that dvc.yaml has no more may still stand. Raises DvcError."""
     lock = project / "dvc.lock"
-    recorded = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
-    return {name: {out["path"]: out["md5"] for out in entry.get("outs", [])} for name, entry in recorded.items()}
+    try:
+        recorded = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+        found = {name: {out["path"]: out["md5"] for out in entry.get("outs", [])} for name, entry in recorded.items()}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise DvcError(
+            f"{lock} is torn ({' '.join(str(error).split())[:80]}): `git checkout dvc.lock` brings it back"
+        ) from None
+    if strange := [md5 for paths in found.values() for md5 in paths.values() if not _HASH.fullmatch(str(md5))]:
+        raise DvcError(f"{lock} is torn ({strange[0]!r} is no hash): `git checkout dvc.lock` brings it back")
+    return found
 
 
 def sweep(project: Path, stages: Sequence[str]) -> list[str]:
@@ -177,15 +190,19 @@ def sweep(project: Path, stages: Sequence[str]) -> list[str]:
     recorded = outs(project)
     kept = {path for name in stages for path in recorded.get(name, [])}
     gone = [path for name, paths in recorded.items() if name not in stages for path in paths if path not in kept]
-    found = [
-        path for path in gone if (project / path).exists() and (project / path).resolve().is_relative_to(project.resolve())
-    ]
+    found = [path for path in gone if (project / path).exists() and _is_result(project, path)]
     for path in found:
         if (project / path).is_dir():
             shutil.rmtree(project / path)
         else:
             (project / path).unlink()
     return found
+
+
+def _is_result(project: Path, path: str) -> bool:
+    """Whether `path`, which stands in a file that others may have written, lies in the project and is none of its own files."""
+    place, root = (project / path).resolve(), project.resolve()
+    return root in place.parents and not place.relative_to(root).parts[0].startswith(".")
 
 
 def contents(project: Path, hashes: Sequence[str], *, fetch: bool = True) -> dict[str, dict[str, Path]]:
@@ -206,8 +223,26 @@ def contents(project: Path, hashes: Sequence[str], *, fetch: bool = True) -> dic
         if absent := _lacking(store, md5):
             places = f"neither in the cache {store} nor in the remote" if fetch else f"not in the cache {store}"
             raise DvcError(f"{', '.join(absent[:3])}{' and more' if absent[3:] else ''} of result {md5} is {places}{refusal}")
-    found = {md5: {path: _checked(store, own) for path, own in _members(store, md5).items()} for md5 in hashes}
-    return found
+    return {md5: {path: _checked(store, own) for path, own in _members(store, md5).items()} for md5 in hashes}
+
+
+def verify(project: Path) -> tuple[int, list[tuple[str, Path]]]:
+    """(files of the cache that dvc.lock names, those that do not have their hash, as (path of the result, file)).
+
+    DVC itself trusts a file of its cache as long as it is write-protected. Raises DvcError.
+    """
+    store, seen, damaged = cache(project) / "files" / "md5", set[str](), list[tuple[str, Path]]()
+    waiting = [(path, md5) for paths in outs(project).values() for path, md5 in paths.items()]
+    while waiting:
+        path, md5 = waiting.pop()
+        if md5 in seen or not _object(store, md5).is_file():
+            continue
+        seen.add(md5)
+        if not _intact(store, md5):
+            damaged.append((path, _object(store, md5)))
+        elif md5.endswith(".dir"):
+            waiting += [(f"{path}/{name}", own) for name, own in _members(store, md5).items()]
+    return len(seen), sorted(damaged)
 
 
 def push(project: Path, *stages: str) -> None:
@@ -234,6 +269,7 @@ def reproduce(
     descriptors that stay open until nothing of a stage is left. Raises StageFailed. Leaving early, by any exception within or
     by closing, stops the stage that runs before it passes on.
     """
+    _forget_dead_processes(project, log)
     for forced, names in itertools.groupby(stages, lambda stage: stage in force):
         yield from _reproduce(project, list(names), ["--force"] if forced else [], log, keep)
 
@@ -269,6 +305,41 @@ def _reproduce(
     yield from [outcome] * (len(stages) - done)
 
 
+def _forget_dead_processes(project: Path, log: Callable[[str], object]) -> None:
+    """Remove from DVC's list of who reads and writes what (.dvc/tmp/rwlock) whoever is no DVC process.
+
+    DVC forgets ids that nobody has. A list that a kill left torn, or an id that another program has now, would stop it until
+    someone removes the file by hand. It changes the list under the same lock as DVC. Linux: elsewhere the list is left alone.
+    """
+    file = project / ".dvc" / "tmp" / "rwlock"
+    if sys.platform != "linux" or not file.is_file():
+        return
+    with open(file.with_name("rwlock.lock"), "a", encoding="utf-8") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        try:
+            listed = json.loads(file.read_text(encoding="utf-8"))
+            processes = [*listed.get("write", {}).values(), *itertools.chain(*listed.get("read", {}).values())]
+            gone = [process["pid"] for process in processes if process and not _is_dvc(process["pid"])]
+        except (ValueError, AttributeError, KeyError, TypeError):
+            file.unlink()
+            log("removed DVC's list of running processes: a killed process left it torn")
+            return
+        if gone:
+            alive = {
+                "write": {path: own for path, own in listed.get("write", {}).items() if own.get("pid") not in gone},
+                "read": {path: [o for o in own if o["pid"] not in gone] for path, own in listed.get("read", {}).items()},
+            }
+            file.write_text(json.dumps({mode: {path: own for path, own in at.items() if own} for mode, at in alive.items()}))
+            log(f"removed from DVC's list of running processes: {', '.join(map(str, sorted(set(gone))))}, no DVC any more")
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return b"dvc" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _ask(project: Path, *arguments: str) -> str:
     return _run(project, [sys.executable, "-m", "dvc", *arguments])
 
@@ -277,6 +348,7 @@ def _run(project: Path, command: list[str]) -> str:
     done = subprocess.run(command, cwd=project, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr if "Traceback" not in done.stderr else done.stderr.strip().rpartition("\n")[2]
+        said = _PASSWORD.sub(r"\1***@", said)  # of a remote's address
         raise DvcError(" ".join(said.split()).removeprefix("ERROR: ") or f"{' '.join(command[1:4])} failed")
     return done.stdout
 
@@ -302,10 +374,14 @@ def _members(store: Path, md5: str) -> dict[str, str]:
 
 def _checked(store: Path, md5: str) -> Path:
     file = _object(store, md5)
-    with open(file, "rb") as stream:
-        if hashlib.file_digest(stream, "md5").hexdigest() != md5.removesuffix(".dir"):
-            raise DvcError(f"{file} does not have the hash {md5}: it was damaged; remove it, it is fetched or made again")
+    if not _intact(store, md5):
+        raise DvcError(f"{file} does not have the hash {md5}: it was damaged; remove it, it is fetched or made again")
     return file
+
+
+def _intact(store: Path, md5: str) -> bool:
+    with open(_object(store, md5), "rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest() == md5.removesuffix(".dir")
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _taught(arms: list[str]) -> list[str]:
 class Section(BaseModel):
     """A section of params.yaml. Frozen; unknown keys and mistyped values are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -232,7 +232,12 @@ def parse(model: type[S], values: object, where: str) -> S:
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"params.yaml: unknown parameter {place}", remedy=_nearest(model, first["loc"])) from None
         if first["type"] == "missing":
-            raise ConfigError(f"params.yaml: {place} is missing", remedy=f"add {place} to params.yaml") from None
+            lacking = [e["loc"] for e in error.errors() if e["type"] == "missing"]
+            names = [".".join(map(str, ([where] if where else []) + list(location))) for location in lacking]
+            raise ConfigError(
+                f"params.yaml: {', '.join(names)} {'is' if len(names) == 1 else 'are'} missing",
+                remedy="run `tailforge upgrade`, which adds the defaults of this version",
+            ) from None
         expected = first["msg"].removeprefix("Input should be ")
         raise ConfigError(
             f"params.yaml: {place}={first['input']!r}", expected=expected, remedy=f"change {place} in params.yaml"
@@ -242,20 +247,34 @@ def parse(model: type[S], values: object, where: str) -> S:
 def read(path: Path = Path("params.yaml")) -> Params:
     """The settings in `path`, whole and checked. Raises ConfigError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             f"{path.absolute()} does not exist", expected="a project folder", remedy="run `tailforge init PATH --data FOLDER`"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: {error}", expected="YAML", remedy=f"mend {path}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {type(values).__name__}", expected="sections of settings", remedy=f"mend {path}")
-    families = {name: values.pop(name) for name in FAMILIES if name in values}
-    for name in values.get("generators") or ():
+    found = values(text, str(path))
+    families = {name: found.pop(name) for name in FAMILIES if name in found}
+    wanted = found.get("generators")
+    for name in wanted if isinstance(wanted, list) else ():
         if name in FAMILIES and name not in families:
-            raise ConfigError(f"params.yaml: section {name} is missing", remedy=f"add the section {name} to params.yaml")
-    return parse(Params, {**values, "families": families}, "")
+            raise ConfigError(
+                f"params.yaml: section {name} is missing",
+                remedy="run `tailforge upgrade`, which adds the defaults of this version",
+            )
+    return parse(Params, {**found, "families": families}, "")
+
+
+def values(text: str, where: str = "params.yaml") -> dict[str, Any]:
+    """The sections in `text`, unchecked. Raises ConfigError where it is no YAML or something else than sections."""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{where}: {error}", expected="YAML", remedy=f"mend {where}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {type(found).__name__}", expected="sections of settings", remedy=f"mend {where}")
+    return found
 
 
 def _nearest(model: type[Section], location: tuple[int | str, ...]) -> str:

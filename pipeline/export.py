@@ -21,6 +21,15 @@ from pipeline import work
 from pipeline.errors import DataError, InputError
 
 BATCH = 1024
+COLUMNS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image", pa.binary()),
+        ("label", pa.string()),
+        ("accepted", pa.bool_()),
+        ("pixel_hash", pa.string()),
+    ]
+)
 
 
 def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -> dict[str, int]:
@@ -99,9 +108,13 @@ def rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
     try:
         for file in files:
             with pq.ParquetFile(file) as parquet:
+                form = pa.schema([COLUMNS.field(name) for name in columns])
                 for batch in parquet.iter_batches(BATCH, columns=columns):
-                    yield from batch.to_pylist()
-    except (OSError, KeyError, pa.ArrowException) as error:
+                    whole = batch.select(columns).cast(form)
+                    if lacking := [name for name in columns if whole.column(name).null_count]:
+                        raise KeyError(f"rows without {', '.join(lacking)}")
+                    yield from whole.to_pylist()
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{file}: {error}", expected="a file written by tailforge", remedy="run `tailforge run` again"
         ) from None

@@ -63,15 +63,15 @@ class Manifest:
         files = [f for p in paths for f in (sorted(p.glob("*.parquet")) if p.is_dir() else [p])]
         wanted = list(columns or SCHEMA.names)
         try:
-            tables = [pq.read_table(f, columns=wanted).select(wanted) for f in files]
-        except (OSError, KeyError, pa.ArrowException) as error:
+            form = pa.schema([SCHEMA.field(n) for n in wanted])
+            tables = [pq.read_table(f, columns=wanted).select(wanted).cast(form) for f in files]
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"{', '.join(map(str, paths))}: {error}",
                 expected="a Parquet manifest written by tailforge",
                 remedy="run `dvc repro` to write it again",
             ) from error
-        empty = pa.schema([SCHEMA.field(n) for n in wanted]).empty_table()
-        return cls(pa.concat_tables([empty, *tables], promote_options="permissive"))
+        return cls(pa.concat_tables([form.empty_table(), *tables]))
 
     @classmethod
     def from_columns(cls, **columns: Iterable[object]) -> Manifest:
@@ -99,8 +99,13 @@ class Manifest:
         return np.array([(labels == c).sum() for c in classes], dtype=np.int64)
 
     def images(self) -> Tensor:
-        """uint8 (n, c, h, w)."""
-        return images.decode_all(self.table["image"].to_pylist())
+        """uint8 (n, c, h, w). Raises DataError where an image is none, or not like the others."""
+        try:
+            return images.decode_all(self.table["image"].to_pylist())
+        except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises on torn bytes, NumPy on other sizes
+            raise DataError(
+                f"an image of a manifest: {error}", expected="PNGs of one size", remedy="run `dvc repro` to write it again"
+            ) from error
 
     def targets(self, classes: Sequence[str]) -> Tensor:
         """Index of each row's class in `classes`, int64 (n,). Raises DataError for a label not among them."""

@@ -30,10 +30,9 @@ class Prepared:
     def info(self) -> dict[str, Any]:
         """dataset.json. Raises DataError where it is missing or torn."""
         try:
-            value = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads((self.folder / "dataset.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{self.folder}/dataset.json: {error}", remedy="run the stage prepare") from error
-        return dict(value)
 
     def input_of(self, family: str) -> str | None:
         """Hash of what `family` takes from outside the train rows; None where it takes nothing."""

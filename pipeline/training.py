@@ -82,7 +82,8 @@ class Learner:
         nn.utils.clip_grad_norm_(self.parameters, plan.clip)
         self.optimiser.step()
         if plan.ema is not None:
-            torch._foreach_lerp_(self.ema, list[Tensor](self.parameters), 1 - min(plan.ema, (k + 1) / (k + 10)))
+            with torch.no_grad():  # else the averages would remember every step, for a gradient that nobody asks for
+                torch._foreach_lerp_(self.ema, list[Tensor](self.parameters), 1 - min(plan.ema, (k + 1) / (k + 10)))
         return value
 
     @torch.no_grad()

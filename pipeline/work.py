@@ -2,7 +2,11 @@
 
 `write` puts a file in place by write, fsync, rename. `resumable` gives a stage a folder that outlives the process: its
 name is the hash of everything that decides the result (settings, input files, code), so unfinished work is taken up
-again by an equal run and never by another. When the stage is done the folder's entries are moved to their place.
+again by an equal run and never by another. When the stage is done the folder's entries are brought to the disk and moved to
+their place.
+
+Unfinished work may lie for days, and a bit that flips in it would go into the result unseen. So `write` notes in the folder
+(JOURNAL) what hash a file there has, and who takes the work up removes what has another, to be made again.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +24,8 @@ from pathlib import Path
 from pipeline.errors import StorageError
 
 PARTIAL = Path(".tailforge/partial")
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+JOURNAL = ".written"  # of a folder of unfinished work: a line `hash name` for each file that `write` put there
+_NO_ROOM, _FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}, {errno.EIO, errno.ESTALE}
 
 
 @contextmanager
@@ -28,12 +34,13 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _NO_ROOM | _FAILS:
             raise
+        room = error.errno in _NO_ROOM
         raise StorageError(
             f"{path}: {error.strerror}",
-            expected="a disk with room",
-            remedy="free some space and run again: finished work is kept",
+            expected="a disk with room" if room else "a disk that reads and writes",
+            remedy=f"{'free some space' if room else 'see to the disk or mount'} and run again: finished work is kept",
         ) from error
 
 
@@ -48,10 +55,11 @@ def write(path: Path, data: bytes | str) -> None:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
+            _note(path, raw)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -96,7 +104,9 @@ def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
             if other != folder:
                 shutil.rmtree(other)
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_damaged(folder)
         yield folder
+        _sync_entries(folder)
         out.mkdir(parents=True, exist_ok=True)
         for entry in sorted(folder.iterdir()):
             if entry.name.startswith("."):
@@ -105,12 +115,46 @@ def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             os.replace(entry, target)
-        _sync_folder(out)
+        _sync(out)
         shutil.rmtree(place)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _note(path: Path, raw: bytes) -> None:
+    """Note the hash of the bytes `raw` that are to stand at `path`, where that is unfinished work."""
+    n = len(PARTIAL.parts)
+    if path.parts[:n] != PARTIAL.parts or len(path.parts) < n + 3:
+        return
+    folder, name = Path(*path.parts[: n + 2]), Path(*path.parts[n + 2 :]).as_posix()
+    with open(folder / JOURNAL, "ab") as journal:  # not synced: without its line a file is taken as it is
+        journal.write(f"\n{hashlib.blake2b(raw, digest_size=16).hexdigest()} {name}".encode())  # first: a torn line ends there
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove what does not have the hash that was noted of it, and say so."""
+    journal = folder / JOURNAL
+    if not journal.is_file():
+        return
+    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
+    noted = {name: digest for digest, _, name in (line.partition(" ") for line in lines)}
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        digest = noted.get(file.relative_to(folder).as_posix())
+        if digest and hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() != digest:
+            print(f"{file} was damaged since it was written: it is made again", file=sys.stderr)
+            file.unlink()
+
+
+def _sync_entries(folder: Path) -> None:
+    """Bring to the disk what is about to be moved: after a loss of power a rename may be there and the bytes not."""
+    for place, below, files in os.walk(folder):
+        if Path(place) == folder:
+            below[:] = [name for name in below if not name.startswith(".")]
+        for name in files:
+            _sync(Path(place, name))
+        _sync(Path(place))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -173,11 +173,24 @@ def worker() -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine and this folder have: a line each."""
-    from tailforge.doctor import findings
+def upgrade() -> None:
+    """Bring dvc.yaml and params.yaml of a project to this version: what is missing comes with its default, values stay."""
+    from tailforge import project
 
-    for name, finding in findings(Path()):
+    for line in project.upgrade(Path()):
+        print(line)
+
+
+@app.command()
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Rehash DVC's cache; what is damaged is removed, and made or fetched again.")
+    ] = False,
+) -> None:
+    """Say what this machine and this folder have: a line each."""
+    from tailforge import doctor as machine
+
+    for name, finding in machine.verified(Path()) if verify else machine.findings(Path()):
         print(f"{name:12} {finding}")
 
 

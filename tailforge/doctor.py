@@ -1,4 +1,4 @@
-"""`tailforge doctor`: what this machine and this folder have."""
+"""`tailforge doctor`: what this machine and this folder have; `--verify`: whether DVC's cache still holds what it held."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tailforge import project
+from pipeline.errors import InputError, TailforgeError
+from tailforge import mounts, project
 
 PACKAGES = ("tailforge", "torch", "torchvision", "diffusers", "zuko", "prefect", "dvc", "great-expectations")
 
@@ -24,7 +25,9 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield "system", f"{platform.system()} {platform.machine()}"
     yield "cores", f"{len(os.sched_getaffinity(0))}"
     yield "bf16", _bf16()
-    yield "disk", f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free at {folder.absolute()}"
+    kind = mounts.network(folder)
+    where = f" ({kind}, a network mount)" if kind else ""
+    yield "disk", f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free at {folder.absolute()}{where}"
     yield "git", _said("git", "--version") or "not installed: install git"
     is_project = all((folder / name).is_file() for name in ("params.yaml", "dvc.yaml"))
     yield (
@@ -36,6 +39,30 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
         changes = _said("git", "status", "--porcelain", cwd=folder)
         yield "git state", "no repository" if changes is None else f"{len(changes.splitlines())} changed files"
         yield "dvc state", _dvc_state(folder)
+
+
+def verified(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, finding) pairs: each damaged file of DVC's cache, which is removed, and the number of those that were hashed.
+
+    The results of the working tree are left alone. Where one is gone or changed too, DVC fetches it or its stage runs again.
+    Raises InputError; TailforgeError at the end where a file was damaged.
+    """
+    from flows import dvc
+
+    project.opened(folder)
+    try:
+        hashed, damaged = dvc.verify(folder)
+    except dvc.DvcError as error:
+        raise InputError(str(error), remedy="see `dvc status`") from None
+    for path, file in damaged:
+        file.unlink()
+        yield "damaged", f"{path}: {file} did not have its hash and was removed"
+    yield "cache", f"{hashed} files hashed, {len(damaged)} damaged"
+    if damaged:
+        raise TailforgeError(
+            f"{len(damaged)} damaged files were removed from the cache",
+            remedy="run `dvc fetch`, where a remote has them, or `tailforge run`",
+        )
 
 
 def _version(package: str) -> str:

@@ -8,12 +8,16 @@ hashes in dvc.lock are the same on every machine.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +58,94 @@ def opened(folder: Path) -> Path:
     if code != folder.resolve() and not (link.is_symlink() and Path(os.readlink(link)) == code):
         with work.storage(link):
             link.parent.mkdir(parents=True, exist_ok=True)
-            temporary = link.with_name(f".code.{os.getpid()}")
+            temporary = link.with_name(f".code.{os.getpid()}.{threading.get_ident()}")
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(code)
             os.replace(temporary, link)
     return folder
+
+
+def require_current(folder: Path) -> None:
+    """Raise ConfigError where dvc.yaml is that of another version of Tailforge; one that calls none of its stages is let be."""
+    theirs, ours = _stages(folder), yaml.safe_load(stages())["stages"]
+    if not any("pipeline.stages" in str(entry) for entry in theirs.values()):
+        return
+    if old := [name for name, entry in ours.items() if not _covers(theirs.get(name), entry)]:
+        raise ConfigError(
+            f"dvc.yaml is of another version of Tailforge: {', '.join(old[:3])}{' and more' if old[3:] else ''}",
+            expected=f"the stages of {version_of('tailforge')}",
+            remedy="run `tailforge upgrade`",
+        )
+
+
+def upgrade(folder: Path) -> list[str]:
+    """Bring params.yaml and dvc.yaml of a project to this version; returns what was done, a line each.
+
+    Settings that are missing are added with their defaults and comments, dvc.yaml is laid anew where it differs. Raises
+    InputError, before anything is written, where either file has changes that git does not have.
+    """
+    from tailforge import settings, tags
+
+    opened(folder)
+    if tags.ask(folder, "status", "--porcelain", "--", "params.yaml", "dvc.yaml"):
+        raise InputError(
+            "params.yaml or dvc.yaml has changes that are not committed",
+            expected="none",
+            remedy="commit them, so that git has both",
+        )
+    text, added = settings.completed((folder / "params.yaml").read_text(encoding="utf-8"), template("params.yaml"))
+    try:
+        require_current(folder)
+        anew = False
+    except ConfigError:
+        anew = True
+    if added:
+        work.write(folder / "params.yaml", text)
+    if anew:
+        work.write(folder / "dvc.yaml", stages())
+    done = [f"params.yaml: added {', '.join(added)}"] if added else []
+    done += ["dvc.yaml: laid anew"] if anew else []
+    return [*done, "see `git diff`, then: tailforge run"] if done else ["this project is up to date with this version"]
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    """The stages of dvc.yaml. Raises ConfigError."""
+    try:
+        value = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        return {str(name): entry for name, entry in value.items()}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / 'dvc.yaml'}: {error}", expected="stages of DVC", remedy="`git checkout dvc.yaml`"
+        ) from None
+
+
+def _covers(theirs: Any, ours: dict[str, Any]) -> bool:
+    """Whether a stage runs the same command on what we depend on, in a project or in this repository; it may have more."""
+    if not isinstance(theirs, dict):
+        return False
+    wanted = {str(dep).removeprefix(f"{CODE}/") for dep in ours["deps"]}
+    return theirs.get("cmd") == ours["cmd"] and wanted <= {
+        str(dep).removeprefix(f"{CODE}/") for dep in theirs.get("deps") or ()
+    }
+
+
+@contextmanager
+def alone(folder: Path, verb: str) -> Iterator[int]:
+    """Wait until no other process does the same (run | release) in this project; yields the descriptor of the lock.
+
+    The lock is the kernel's: a death frees it, whatever stands in the file. Who is handed the descriptor holds it too.
+    """
+    file = folder / ".tailforge" / f"{verb}.lock"
+    with work.storage(file):
+        file.parent.mkdir(exist_ok=True)
+        stream = open(file, "a", encoding="utf-8")  # noqa: SIM115 - closed below; what the block raises is no fault of this file
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another `tailforge {verb}` works in {folder.absolute()}: waiting for its end", file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
 
 
 def init(path: Path, data: Path) -> dict[str, Any]:

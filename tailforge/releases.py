@@ -12,7 +12,6 @@ out is made up by the next call, since it looks first for a release that is comm
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections import Counter
@@ -82,7 +81,8 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
     state is not whole: changed since the last run, or not in DVC's cache.
     """
     project.opened(folder)
-    with _alone(folder):
+    tags.ask(folder, "rev-parse", "--git-dir")
+    with project.alone(folder, "release"):
         _finish(folder)
         outs = _state(folder)
         if push:
@@ -330,15 +330,3 @@ def _refusals(remedy: str) -> Iterator[None]:
         yield
     except dvc.DvcError as error:
         raise InputError(str(error), remedy=remedy) from None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process makes a release of this project. The lock is the kernel's: a death frees it."""
-    tags.ask(folder, "rev-parse", "--git-dir")
-    file = folder / ".tailforge" / "release.lock"
-    with work.storage(file):
-        file.parent.mkdir(exist_ok=True)
-        with open(file, "w", encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield

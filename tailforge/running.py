@@ -17,7 +17,7 @@ from flows import dvc, warm
 from pipeline import config, work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
 from pipeline.report import words
-from tailforge import project, settings
+from tailforge import mounts, project, settings
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "tail_recall": "tail recall"}
 FLOW_GRACE = dvc.GRACE + 20.0  # seconds: a stage's own, and those in which Prefect notes how the flow ended
@@ -35,6 +35,19 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
     """Bring the project in `folder` up to date, print the outcome, and release it where `release`. Raises TailforgeError."""
     started, said = time.monotonic(), sys.stderr if as_json else sys.stdout
     project.opened(folder)
+    with project.alone(folder, "run") as lock:
+        _reproduced(folder, overrides, force, said, lock)
+        _told(folder, as_json=as_json)
+        if release:
+            from tailforge import releases
+
+            print(releases.told(*releases.make(folder)), file=said)
+    print(f"{time.monotonic() - started:.0f} s", file=said)
+
+
+def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], said: TextIO, lock: int) -> None:
+    """Bring the project up to date. Whoever runs a stage holds `lock`, so that it is free only when all of them have ended."""
+    project.require_current(folder)
     checked = _settle(folder, overrides)
     try:
         names = dvc.stages(folder) if force else []
@@ -44,11 +57,16 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
     except dvc.DvcError as error:
         raise InputError(str(error), remedy="see `tailforge doctor`") from None
     if to_do:
+        mounts.refuse_record()
         if not checked:
             settings.checked((folder / "params.yaml").read_text(encoding="utf-8"))
-        _flow(folder, force)
+        _flow(folder, force, lock)
     else:
         print("Everything is up to date: nothing to run.", file=said)
+
+
+def _told(folder: Path, *, as_json: bool) -> None:
+    """Print the outcome."""
     metrics = (folder / "metrics.json").read_text(encoding="utf-8")
     if as_json:
         sys.stdout.write(metrics)
@@ -57,11 +75,6 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
         drift = folder / "data" / "drift" / "drift.json"
         if drift.is_file():
             print(words.drift(json.loads(drift.read_text(encoding="utf-8"))))
-    if release:
-        from tailforge import releases
-
-        print(releases.told(*releases.make(folder)), file=said)
-    print(f"{time.monotonic() - started:.0f} s", file=said)
 
 
 def _settle(folder: Path, overrides: Sequence[str]) -> bool:
@@ -103,11 +116,11 @@ def sources(folder: Path, params: config.Params) -> None:
                 print(f"warning: {key}={str(file)!r} lies where DVC does not see it change; {remedy}", file=sys.stderr)
 
 
-def _flow(folder: Path, force: Sequence[str]) -> None:
+def _flow(folder: Path, force: Sequence[str], lock: int) -> None:
     command = [sys.executable, "-m", "flows.augment", *force]
     with (
         warm.process(folder, grace=FLOW_GRACE),
-        dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr) as process,
+        dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr, keep=[lock]) as process,
     ):
         process.wait()
     if process.returncode:

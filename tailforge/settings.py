@@ -7,6 +7,7 @@ The text is read by YAML 1.1 (PyYAML, in the stages) and by YAML 1.2 (DVC), so i
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -60,6 +61,48 @@ def apply(text: str, values: Mapping[str, Any], where: str = "params.yaml") -> s
     buffer = io.StringIO()
     editor.dump(document, buffer)
     return buffer.getvalue()
+
+
+def completed(text: str, template: str, where: str = "params.yaml") -> tuple[str, list[str]]:
+    """`text` with the sections and keys of `template` that it lacks, comments too; and their names. Raises ConfigError.
+
+    They are added as text, so that all else stays as it is: a section at the end, a key at the end of its section.
+    """
+    own, whole, added = config.values(text, where), yaml.safe_load(template), list[str]()
+    lines, blocks = text.rstrip().splitlines(), _blocks(template.splitlines(), "")
+    for name, value in whole.items():
+        if name not in own:
+            lines += ["", *blocks[name]]
+            own[name] = value
+            added.append(name)
+        elif isinstance(value, dict) and isinstance(own[name], dict):
+            for key in [key for key in value if key not in own[name]]:
+                section = _blocks(lines, "").get(name, [])
+                end = next((i for i, line in enumerate(lines) if lines[i : i + len(section)] == section), 0) + len(section)
+                lines[end:end] = _blocks(blocks[name], "  ")[key]
+                own[name][key] = value[key]
+                added.append(f"{name}.{key}")
+    made = "\n".join(lines) + "\n"
+    try:
+        fits = yaml.safe_load(made) == own
+    except yaml.YAMLError:
+        fits = False
+    if not fits:  # a section on one line, for example
+        raise ConfigError(f"{where} lacks {', '.join(added)}", expected="all settings", remedy="add them by hand")
+    return made, added
+
+
+def _blocks(lines: Sequence[str], indent: str) -> dict[str, list[str]]:
+    """{key: its lines} of the keys that stand at `indent`; blank lines and comments between two keys belong to none."""
+    found: dict[str, list[str]] = {}
+    own: list[str] = []
+    for line in lines:
+        if match := re.match(rf"{indent}([\w]+):", line):
+            own = found.setdefault(match[1], [])
+        elif not line.startswith(f"{indent} "):
+            own = []
+        own.append(line)
+    return found
 
 
 def checked(text: str) -> config.Params:

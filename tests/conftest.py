@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import reliability
 import toy as toy_project
 
 from pipeline import config
@@ -37,6 +38,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(reliability.recorder(config))
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command; raises with its output where it fails, unless `check=False`."""
@@ -51,6 +56,12 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture
+def points(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """Tell how many crash points or cases a test went through, for docs/reliability.md."""
+    return lambda n: record_property("points", n)
 
 
 @pytest.fixture(scope="session", autouse=True)

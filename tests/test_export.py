@@ -40,6 +40,7 @@ def files(out: Path) -> list[str]:
     return sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
 
 
+@pytest.mark.fault(20, "names of classes in `tailforge export`")
 def test_accepted_images_in_class_folders(pool: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     counts = export.export(pool, tmp_path / "data/verdicts/x", out)

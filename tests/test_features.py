@@ -96,6 +96,7 @@ def test_a_fit_never_sees_its_fold(digits: Digits, tmp_path: Path, monkeypatch: 
     assert max(seen) < len(digits.train)
 
 
+@pytest.mark.fault(5, "judges, killed")
 def test_a_killed_fit_goes_on_to_the_same_weights(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(folder: Path) -> bytes:
         Judges.fit(digits.train, CLASSES, settings=SHORT, flips="horizontal", seed=3, folder=folder)

@@ -193,6 +193,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [False, True])
+@pytest.mark.fault(1, "a release, killed before and after each command of git and each file")
 def test_a_kill_at_any_step_is_made_up_for_by_the_next_call(
     unreleased: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_kill_at_any_step_is_made_up_for_by_the_next_call(
     assert killed > 12
 
 
+@pytest.mark.fault(4, "a release without its tag, and another run before it is made up for")
 def test_a_release_that_a_kill_left_without_tag_is_tagged_before_the_next(
     unreleased: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_release_that_a_kill_left_without_tag_is_tagged_before_the_next(
     assert made.name == "v2" and releases.find(unreleased, "v1").commit == first
 
 
+@pytest.mark.fault(13, "four releases at once make one")
 def test_two_at_once_make_one(unreleased: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outs = dvc.outs(unreleased)["make"]
     monkeypatch.setattr(releases, "_state", lambda folder: outs)
@@ -347,6 +350,7 @@ def test_a_fresh_clone_pulls_the_bytes_of_every_release(clone: Path, tmp_path: P
     assert tree(tmp_path / "again") == tree(tmp_path / "expected")
 
 
+@pytest.mark.fault(20, "names of classes in `tailforge pull`")
 def test_classes_are_data_and_no_paths(three: Path, tmp_path: Path) -> None:
     _, out, counts = releases.pull(three, "v1", tmp_path / "out/one", classes=["../up"])
     assert counts == {"_._up": 1} and list(tree(out)) == ["_._up/naive-3.png"]
@@ -368,6 +372,7 @@ def test_a_pull_that_cannot_be_is_one_line(three: Path, command: Command, argume
     assert not list(three.glob("dataset-*"))
 
 
+@pytest.mark.fault(22, "a pull whose data are in no cache and no remote")
 def test_data_that_are_nowhere_are_said_to_be(clone: Path, tmp_path: Path) -> None:
     shutil.rmtree(clone.parent / "remote/files")
     with pytest.raises(DataError, match=r"^release v1: \w+\.dir.* is neither in the cache .* nor in the remote"):
@@ -379,6 +384,7 @@ def test_data_that_are_nowhere_are_said_to_be(clone: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.fault(12, "a damaged file behind a release: named, never written")
 def test_a_damaged_file_is_named_and_never_written(known: Path, tmp_path: Path) -> None:
     md5 = releases.find(known, "v2").pools["naive"]
     shard = dvc.contents(known, [md5])[md5]["part-00000.parquet"]
@@ -391,3 +397,19 @@ def test_a_damaged_file_is_named_and_never_written(known: Path, tmp_path: Path) 
     shard.unlink()  # the remedy: it comes from the remote
     releases.pull(known, "v2", tmp_path / "out")
     assert shard.read_bytes() == whole
+
+
+@pytest.mark.fault(22, "the remote gone when a release is pushed: one line, no release; once it is back the release is whole")
+def test_a_remote_that_is_gone_leaves_no_release(unreleased: Path, tmp_path: Path, command: Command) -> None:
+    remote = tmp_path / "remote"
+    command("dvc", "remote", "add", "--default", "store", remote, cwd=unreleased)
+    command("git", "commit", "--quiet", "--all", "--message", "Remote", cwd=unreleased)
+    remote.write_text("gone")
+    done = command(*MAIN, "release", "--push", cwd=unreleased, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not tagged(unreleased) and len(commits(unreleased)) == 2
+    remote.unlink()
+    release, new = releases.make(unreleased, push=True)
+    assert new
+    shutil.rmtree(unreleased / ".dvc/cache")  # its data are in the remote, all of them
+    assert sum(releases.pull(unreleased, release.name, tmp_path / "out")[2].values()) == sum(release.images.values())

@@ -65,6 +65,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.fault(1, "sampling, killed in the middle of a shard")
 def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
     model: Model, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.fault(1, "unfinished work is taken up by an equal run")
 def test_work_that_was_killed_is_taken_up_by_an_equal_run() -> None:
     out = Path("data/pools/x")
     with pytest.raises(Killed), work.resumable(out, 1, {"a": 2}) as folder:
@@ -61,6 +62,7 @@ def test_finished_work_replaces_what_was_there() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.fault(3, "a full, read-only or exhausted disk at fsync and rename: the old file stays")
 def test_a_full_disk_leaves_the_old_file_and_says_so(number: int, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path("f.json")
     work.write(file, "old")

@@ -13,6 +13,7 @@ pixels, so that no frame of one colour tells an image's shape. An image of the d
 
 from __future__ import annotations
 
+import errno
 import struct
 import warnings
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     except UnidentifiedImageError:
         raise Unreadable(f"not a {FORMATS} image") from None
     except DAMAGED as error:
-        raise Unreadable(_reason(error)) from None
+        raise _unreadable(error) from None
     if picture.width * picture.height > MAX_PIXELS:
         picture.close()
         raise Unreadable(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
@@ -88,7 +89,7 @@ def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Litera
             whole = _to_mode(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
             array = np.asarray(_to_square(whole, size, resize))
     except DAMAGED as error:
-        raise Unreadable(_reason(error)) from None
+        raise _unreadable(error) from None
     if resize == "pad" and array.shape[:2] != (size, size):
         missing = [size - side for side in array.shape[:2]]
         array = np.pad(array, [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2), mode="edge")
@@ -123,6 +124,13 @@ def _to_square(picture: Image.Image, size: int, resize: str) -> Image.Image:
     scale = size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale))) if resize == "pad" else (size, size)
     return picture.resize(target, Image.Resampling.BICUBIC)
+
+
+def _unreadable(error: BaseException) -> Exception:
+    """Why an image is set aside; a disk or a mount that fails is no fault of the image, and stops the run."""
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+        return error
+    return Unreadable(_reason(error))
 
 
 def _reason(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def _tables(files: list[Path]) -> Iterator[Row]:
         try:
             with pq.ParquetFile(file) as table:
                 names = table.schema_arrow.names
-                if not {"image", "label"} <= set(names) or not pa.types.is_binary(table.schema_arrow.field("image").type):
+                if not {"image", "label"} <= set(names) or not _fits(table.schema_arrow):
                     raise DataError(
                         f"{text(file)} has the columns {', '.join(names)}",
                         expected="image (bytes of an encoded file), label and optionally sources",
@@ -59,8 +59,15 @@ def _tables(files: list[Path]) -> Iterator[Row]:
                         name = f"{text(file.name)}#{number}"
                         yield Row(name, name, str(record["label"]), read, sources=known)
                         number += 1
-        except pa.ArrowException as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{text(file)}: {error}", expected="a Parquet file", remedy="write it again") from None
+
+
+def _fits(schema: pa.Schema) -> bool:
+    """Whether images are bytes, and sources lists of ids, where there are any."""
+    sources = schema.field("sources").type if "sources" in schema.names else pa.list_(pa.string())
+    fits = pa.types.is_binary(schema.field("image").type) and (pa.types.is_list(sources) or pa.types.is_null(sources))
+    return bool(fits)
 
 
 def _open(data: bytes) -> Image:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline import work
 from pipeline.config import Params
 from pipeline.datasets.split import SIDES
+from pipeline.errors import DataError
 
 FILE = "sides.parquet"
 ROWS = pa.schema([("path", pa.string()), ("sample_id", pa.string()), ("pixel_hash", pa.string()), ("side", pa.int8())])
@@ -78,7 +79,14 @@ def read(file: Path, settings: str, data: str) -> Past:
     """The past of `data` under `settings`, from what `write` left at `file`."""
     if not file.is_file():
         return nothing()
-    table = pq.read_table(file)
+    try:
+        table = pq.read_table(file).select(["version", *ROWS.names])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file}: {error}",
+            expected="the sides on which rows stood",
+            remedy=f"run `dvc checkout {file}`, or remove it: rows are then split anew",
+        ) from None
     noted = table.schema.metadata or {}
     if noted.get(b"settings") != settings.encode():
         return nothing()

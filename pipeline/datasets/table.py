@@ -45,7 +45,7 @@ def _records(table: Path) -> Iterator[Mapping[str, str]]:
     read = _parquet if table.suffix.lower() in (".parquet", ".pq") else _csv
     try:
         yield from read(table)
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{text(table)}: {error}", expected="a CSV (UTF-8) or Parquet table", remedy="write it again") from None
 
 

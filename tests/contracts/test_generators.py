@@ -58,6 +58,7 @@ def test_saved_and_loaded_it_samples_the_same(fitted: GenerativeModel, tmp_path:
     assert torch.equal(again.sample(LABELS, SEEDS), fitted.sample(LABELS, SEEDS))
 
 
+@pytest.mark.fault(15, "each family: a torn model file, or one of another family")
 def test_a_torn_or_foreign_file_is_refused(fitted: GenerativeModel, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -86,6 +87,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.fault(6, "each family: killed, the newest checkpoint torn, the same model")
 def test_a_killed_fit_goes_on_to_the_same_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = family(name)
     if not issubclass(kind.Config, Trained):

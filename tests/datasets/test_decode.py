@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -134,6 +136,7 @@ def test_a_large_jpeg_reduced_while_decoding_stays_the_same_picture():
 
 
 @pytest.mark.parametrize("size", [(1 << 13, (1 << 13) + 1), (12_000, 12_000), (60_000, 60_000)])
+@pytest.mark.fault(16, "decompression bombs, before a pixel is decoded")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
     assert size[0] * size[1] > MAX_PIXELS
     with pytest.raises(Unreadable, match=r"pixels"):
@@ -148,6 +151,7 @@ def test_a_bomb_is_refused_outside_of_strict_pillow_too():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+@pytest.mark.fault(16, "every format cut")
 def test_a_truncated_file_is_refused_with_a_reason(kind):
     whole = stored(picture(5, 64), kind).getvalue()
     for share in (0.3, 0.6, 0.9):
@@ -157,6 +161,7 @@ def test_a_truncated_file_is_refused_with_a_reason(kind):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PPM", "ICO"])
+@pytest.mark.fault(16, "formats that are not on the list")
 def test_other_formats_are_refused(kind):
     with pytest.raises(Unreadable, match="not a PNG"):
         formed(stored(picture(1), kind))
@@ -181,3 +186,14 @@ def test_damaged_bytes_end_in_a_picture_or_a_reason():
                 assert formed(io.BytesIO(bytes(damaged))).shape == (1, 16, 16)
             except Unreadable as reason:
                 assert str(reason)
+
+
+@pytest.mark.fault(3, "a disk or a mount that fails while an image is read stops the run: it is no fault of the image")
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_no_fault_of_the_image(number):
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=os.strerror(number)):
+        open_image(Failing(stored(picture(1)).getvalue()))

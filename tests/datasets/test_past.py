@@ -171,6 +171,7 @@ def test_the_same_data_again_give_the_same_bytes() -> None:
     assert {row["version"] for row in pq.read_table(OUT / past.FILE).to_pylist()} == {"now", "before"}
 
 
+@pytest.mark.fault(1, "prepare on a second version of the data, killed at any rename")
 def test_a_second_version_killed_at_any_rename_ends_the_same() -> None:
     folders(Path("raw"), {"a": 30, "b": 30})
     made()

@@ -125,6 +125,7 @@ def asker(toy: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.fault(5, "who asked for a stage is interrupted or killed: the stage saves and ends")
 def test_when_the_asker_ends_the_stage_saves_and_its_group_ends(
     toy: Path, asker: subprocess.Popen[bytes], number: signal.Signals
 ) -> None:
@@ -135,6 +136,7 @@ def test_when_the_asker_ends_the_stage_saves_and_its_group_ends(
     assert (toy / "left").read_text() == "saved"
 
 
+@pytest.mark.fault(8, "a stage of a killed DVC runs again")
 def test_a_stopped_stage_runs_again(toy: Path, asker: subprocess.Popen[bytes]) -> None:
     stage, _ = pids(toy)
     asker.kill()

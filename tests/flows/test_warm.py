@@ -244,6 +244,7 @@ def test_a_killed_client_takes_its_stage_along_and_no_other(start: Start, kept: 
     assert alive(beside) and other.communicate("heard\n", timeout=WAIT) == ("done\n", "error: heard\n")
 
 
+@pytest.mark.fault(1, "the warm process, killed: its stage starts by itself")
 def test_when_the_warm_process_is_killed_its_stage_ends_and_starts_by_itself(start: Start, kept: None) -> None:
     parent = shown(start("show"))["parent"]
     process = start("talk")

@@ -359,6 +359,7 @@ def test_a_list_that_holds_a_whole_class_lends_its_validation_images():
 # Bad input
 
 
+@pytest.mark.fault(16, "torn and foreign files among images")
 def test_odd_images_are_set_aside_and_listed():
     folders(Path("raw"), {"a": 10, "b": 10})
     whole = Path("raw/a/0000.png").read_bytes()
@@ -495,6 +496,7 @@ def test_a_run_stopped_between_the_passes_leaves_nothing_and_goes_on(monkeypatch
     assert not list(work.PARTIAL.rglob("*.parquet"))
 
 
+@pytest.mark.fault(1, "prepare, killed by SIGKILL between shards")
 def test_a_killed_run_goes_on_after_its_last_whole_shard():
     folders(Path("raw"), {"a": 20, "b": 20})
     prepare.run(folder_params(), OUT)
@@ -519,6 +521,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard():
     assert ended[0] == -signal.SIGKILL and ended[-1] == 0 and contents() == expected
 
 
+@pytest.mark.fault(3, "prepare on a full disk")
 def test_a_full_disk_is_said_and_nothing_is_lost(monkeypatch):
     folders(Path("raw"), {"a": 20, "b": 20})
     prepare.run(folder_params(), OUT)

@@ -1,0 +1,44 @@
+"""Mounts: which kind of file system a path lies on, from the kernel's table (Linux).
+
+SQLite's locks do not hold over most network file systems: two writers then damage a database, and nobody is told. Prefect
+keeps its record in SQLite, so a database on such a mount is refused before a run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "beegfs", "ncpfs")
+# Where one of these is set, the record is kept by a server, or in a database that the user has chosen.
+ELSEWHERE = ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+TABLE = Path("/proc/self/mountinfo")
+
+
+def network(path: Path, table: Path = TABLE) -> str | None:
+    """The kind of the network file system that `path` lies on; None where it is a local one, or not known."""
+    if not table.is_file():
+        return None
+    kinds = {}
+    for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+        place, _, kind = line.partition(" - ")
+        kinds[place.split()[4].encode().decode("unicode_escape")] = kind.split()[0]
+    whole = path.resolve()
+    nearest = max((mount for mount in kinds if whole.is_relative_to(mount)), key=len, default="/")
+    kind = kinds.get(nearest, "")
+    return kind if kind in NETWORK or kind == "fuse.sshfs" else None
+
+
+def refuse_record(table: Path = TABLE) -> None:
+    """Raise InputError where Prefect would keep its record in SQLite on a network mount."""
+    if any(os.environ.get(name) for name in ELSEWHERE):
+        return
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
+    if kind := network(home, table):
+        raise InputError(
+            f"PREFECT_HOME={str(home)!r} lies on a network mount ({kind})",
+            expected="a local disk, since SQLite's locks do not hold there",
+            remedy="set PREFECT_HOME to a local folder, or PREFECT_API_URL to a server",
+        )
