@@ -40,8 +40,12 @@ ROWS = {
     9: Row(
         "network mount", "SQLite is refused there, in one line", "Judged by the kernel's table of mounts, not on a real mount."
     ),
-    10: Row("zombie, lost lease", "a late writer is refused", "Leases belong to workers of a flow."),
-    11: Row("a schedule fires twice", "one run", "It belongs to deployments of a flow."),
+    10: Row(
+        "zombie, lost lease",
+        "a late writer is refused",
+        "A device and a worktree are held by locks of the kernel's until the last process is gone, so there is no late writer.",
+    ),
+    11: Row("a schedule fires twice", "one run", "Slots are in UTC: daylight saving moves none."),
     12: Row("silent damage in the cache", "found, named, made again", "`tailforge doctor --verify`; releases always check."),
     13: Row("two runs at once", "one waits and says so", "A bare `dvc repro` beside a run: DVC says that it is busy."),
     14: Row("a project of an older version", "one line says what to do; `tailforge upgrade` does it"),
@@ -52,8 +56,9 @@ ROWS = {
     19: Row(
         "cross-site request, DNS rebinding",
         "refused",
-        "There is no server of ours. Prefect's temporary one listens on 127.0.0.1 at a free port, for a run alone, "
-        "without a token; another user of the machine can reach it. The report is one file without script, form or request.",
+        "Prefect's server, of `tailforge serve` with a password. The temporary one of a run listens on 127.0.0.1 "
+        "at a free port, for that run alone, without one: another user of the machine can reach it. Forged Host "
+        "and Origin are not tried. The report is one file without script, form or request.",
     ),
     20: Row(
         "path escape in a viewer",
@@ -64,6 +69,7 @@ ROWS = {
     22: Row("remote gone during a push", "no release without its data; the next call makes it"),
     23: Row("secrets", "in no log and no result"),
     24: Row("torn or hostile input (fuzz)", "one line, or a right result; never a traceback"),
+    25: Row("Prefect's server killed in a run", "the run goes on"),
 }
 HEAD = """\
 # Reliability

@@ -11,6 +11,7 @@ import torch
 from benchmarks.scale.measured import Figures
 from benchmarks.speed import generator, overhead, packing, pool, results, scaling
 from benchmarks.speed.generator import Setting
+from pipeline import config
 from pipeline.manifest import Manifest
 from pipeline.sampling import write_pool
 
@@ -100,7 +101,10 @@ def test_what_does_not_grow_with_the_images_is_no_cost_of_an_image() -> None:
 def test_images_that_stand_for_a_model_come_out_as_they_went_in(form: pool.Form, tmp_path: Path) -> None:
     pixels = pool.pixels(form, 5)
     assert pixels.shape == (5, *form.shape) and len({image.numpy().tobytes() for image in pixels}) == 5
-    write_pool(pool.Made(pixels), "flow_matching", pool.plan(5), scaling.CLASSES, tmp_path, shard_images=2)  # type: ignore[arg-type]
+    engine = config.read(Path("params.yaml")).engine
+    write_pool(
+        lambda: pool.Made(pixels), "flow_matching", pool.plan(5), scaling.CLASSES, tmp_path, shard_images=2, where=engine
+    )  # type: ignore[arg-type, return-value]
     assert torch.equal(Manifest.read(tmp_path).images(), pixels)
 
 

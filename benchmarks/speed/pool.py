@@ -175,7 +175,10 @@ def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Itera
         def write(n: int = n, these: Tensor = these, pool: Path = pool) -> None:
             for old in pool.iterdir():
                 old.unlink()
-            write_pool(Made(these), "flow_matching", plan(n), CLASSES, pool, shard_images=params.sample.shard_images)  # type: ignore[arg-type]
+            write_pool(
+                lambda: Made(these), "flow_matching", plan(n), CLASSES, pool, shard_images=params.sample.shard_images,
+                where=params.engine,
+            )  # type: ignore[arg-type, return-value]  # fmt: skip
 
         encoded = images.encode_all(these)
         found["encode PNG"][n] = processor_seconds(lambda these=these: images.encode_all(these))

@@ -83,6 +83,7 @@ def test_a_failed_stage_says_so_and_sends_nothing(hosts: tuple[Path, Path, Path]
             elsewhere.collect(folder, "origin", "1", "fit@naive")
 
 
+@pytest.mark.fault(22, "git's remote gone while a run sends its state: named")
 def test_a_remote_that_is_gone_is_named(hosts: tuple[Path, Path, Path], tmp_path: Path) -> None:
     project = hosts[0]
     with worktree.opened(project) as folder:

@@ -209,6 +209,7 @@ def waiting(served: Served, why: str) -> Iterator[tuple[UUID, int]]:
         (served.control / "wait").unlink(missing_ok=True)
 
 
+@pytest.mark.fault(10, "a cancelled run leaves no stage on a worker")
 def test_who_cancels_the_run_cancels_its_stages(served: Served) -> None:
     with waiting(served, "cancel") as (run, fit):
         served.client.set_flow_run_state(run, Cancelling())
@@ -220,6 +221,7 @@ def test_who_cancels_the_run_cancels_its_stages(served: Served) -> None:
         assert stage.state and stage.state.is_cancelled()
 
 
+@pytest.mark.fault(1, "the process of a stage on a worker, killed: it is sent again, and the run ends")
 def test_a_stage_whose_process_is_killed_is_sent_again(served: Served) -> None:
     with waiting(served, "kill the flow") as (run, fit):
         before = [family for family, *_ in served.fits()].count("naive")
@@ -233,6 +235,7 @@ def test_a_stage_whose_process_is_killed_is_sent_again(served: Served) -> None:
         assert [family for family, *_ in served.fits()].count("naive") == before + 1
 
 
+@pytest.mark.fault(25, "the server killed in the middle of a run: it is started again, and the run ends")
 def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Served) -> None:
     with waiting(served, "kill the server") as (run, _):
         server = next(p for p in processes("prefect server start", served.url.split(":")[2].split("/")[0]) if not supervisor(p))
@@ -244,6 +247,7 @@ def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Se
         assert ended.state and ended.state.is_completed(), ended.state
 
 
+@pytest.mark.fault(10, "a worker killed with its stage: their silence is noticed, the stage is sent again, and the run ends")
 def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(served: Served) -> None:
     """Nobody is left to say that the stage died: the silence of its run says it."""
     with waiting(served, "kill the worker") as (run, fit):
@@ -286,6 +290,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.fault(19, "the served server listens on 127.0.0.1 alone and answers nobody without its password")
 def test_it_listens_here_alone_and_wants_its_password(served: Served) -> None:
     port = int(served.url.split(":")[2].split("/")[0])
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -300,6 +305,7 @@ def test_it_listens_here_alone_and_wants_its_password(served: Served) -> None:
         assert "watch" not in line
 
 
+@pytest.mark.fault(11, "one run for each slot of the schedule")
 def test_the_schedule_has_one_run_for_each_night(served: Served) -> None:
     assert len(served.slots) == len(set(served.slots)) and all("03:00:00" in slot for slot in served.slots)
 

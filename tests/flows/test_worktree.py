@@ -54,6 +54,7 @@ def test_images_of_a_relative_path_and_local_settings_are_those_of_the_project(p
         assert dvc.changed(folder, "prepare") == ["prepare"]
 
 
+@pytest.mark.fault(1, "a scheduled run that was killed: what had ended is kept, what it left is gone")
 def test_what_a_run_left_is_gone_and_what_it_had_begun_is_there(project: Path) -> None:
     with worktree.opened(project) as folder:
         run(folder)
@@ -84,6 +85,7 @@ def test_the_results_of_the_last_release_are_in_place(project: Path) -> None:
         assert dvc.changed(folder, "fit", "prepare") == [] and "damaged" not in (folder / "data/models/naive/model").read_text()
 
 
+@pytest.mark.fault(11, "two scheduled runs at once: the second waits for the worktree, and says so")
 def test_a_second_run_waits_for_the_first(project: Path) -> None:
     said, order = list[str](), list[str]()
 
