@@ -1,4 +1,5 @@
-"""How often drift is called on equal data, and how often a change is found: `python -m benchmarks.drift` prints both tables.
+"""How often drift is called on equal data, and how often a change is found: `python -m benchmarks.drift` writes both tables
+into docs/drift.md.
 
 Real digits (scikit-learn), drawn anew for each trial. False alarms are counted a version: ten classes with 60 ... 3 images to
 which a sixth comes, at least one. `judges` asks the same of embeddings of judges that were fitted on the images before, and so
@@ -8,7 +9,7 @@ know these and not the ones that came: few trials, since each fits them anew.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
+from benchmarks import marks
 from pipeline import config, drift
 from pipeline.drift import Sample, two_sample
 from pipeline.features import Judges
 from pipeline.images import encode_png, pixel_hash
 from pipeline.manifest import Manifest
 
+PAGE = Path("docs/drift.md")
 COUNTS = [60, 43, 30, 22, 15, 11, 8, 5, 4, 3]
 CAME = [max(1, n // 6) for n in COUNTS]
 SIZES = ((60, 12), (20, 5), (8, 4))
@@ -49,11 +52,11 @@ def changes(rng: np.random.Generator) -> dict[str, Callable[[Images], Images]]:
     }
 
 
-def power(trials: int = 100) -> None:
-    """Share of trials in which one class of n images, to which m came, is called changed."""
+def power(trials: int = 100) -> Iterator[str]:
+    """Lines of a table: the share of trials in which one class of n images, to which m came, is called changed."""
     rng, own = np.random.default_rng(0), piles()
-    print(f"| change | {' | '.join(f'{n} and {m}, {kind}' for n, m in SIZES for kind in ('mmd', 'energy'))} |")
-    print("|---" * (1 + 2 * len(SIZES)) + "|")
+    yield f"| change | {' | '.join(f'{n} and {m}, {kind}' for n, m in SIZES for kind in ('mmd', 'energy'))} |"
+    yield "|---" * (1 + 2 * len(SIZES)) + "|"
     for name, change in {**changes(rng), "another class": None}.items():
         cells = []
         for n, m in SIZES:
@@ -66,13 +69,14 @@ def power(trials: int = 100) -> None:
                     sample = Sample(drift.features(torch.from_numpy(images)), np.repeat([False, True], [n, m]))
                     found += two_sample([sample], kind, 199, rng)[0][0].p <= ALPHA
                 cells.append(f"{found / trials:.2f}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
-def false_alarms(trials: int = 400) -> None:
-    """Share of versions without a change in which anything is called changed."""
+def false_alarms(trials: int = 400) -> Iterator[str]:
+    """Lines of a table: the share of versions without a change in which anything is called changed."""
     rng, own = np.random.default_rng(11), [drift.features(torch.from_numpy(pile)) for pile in piles()]
-    print("| test | alpha | false alarms a version | without Holm's adjustment |\n|---|---|---|---|")
+    yield "| test | alpha | false alarms a version | without Holm's adjustment |"
+    yield "|---|---|---|---|"
     for kind in ("mmd", "energy"):
         for alpha in (0.01, 0.05, 0.1):
             adjusted = alone = 0
@@ -82,7 +86,7 @@ def false_alarms(trials: int = 400) -> None:
                 assert together is not None
                 adjusted += min(test.adjusted for test in [*tests, together]) <= alpha
                 alone += min(test.p for test in tests) <= alpha
-            print(f"| {kind} | {alpha} | {adjusted / trials:.3f} | {alone / trials:.3f} |", flush=True)
+            yield f"| {kind} | {alpha} | {adjusted / trials:.3f} | {alone / trials:.3f} |"
 
 
 def judges(trials: int = 6) -> None:
@@ -116,6 +120,15 @@ def judges(trials: int = 6) -> None:
     print(f"p <= {ALPHA} in {rate:.3f} of {len(alone)} classes; p of all together {of_all}")
 
 
+def write(name: str, lines: Iterable[str]) -> None:
+    """Write the table between the marks of this name in docs/drift.md, telling each line as it comes."""
+    made = []
+    for line in lines:
+        print(line, flush=True)
+        made.append(line)
+    marks.replace(PAGE, name, "\n".join(made))
+
+
 def _drawn(z: np.ndarray, n: int, m: int, rng: np.random.Generator) -> Sample:
     return Sample(z[rng.permutation(len(z))[: n + m]], np.repeat([False, True], [n, m]))
 
@@ -131,6 +144,6 @@ def _manifest(images: Images, labels: list[str]) -> Manifest:
 
 
 if __name__ == "__main__":
-    false_alarms()
-    power()
+    write("false alarms", false_alarms())
+    write("power", power())
     judges()

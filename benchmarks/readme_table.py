@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
+from benchmarks import marks
+
+MARK = "results: written by `make readme`"
 
 
 def interval(value: dict[str, float] | None, scale: float = 1.0, form: str = ".3f") -> str:
@@ -38,10 +40,8 @@ def table(metrics: dict[str, Any]) -> str:
 
 def main() -> None:
     """Replace what stands between the marks."""
-    readme, metrics = Path("README.md"), json.loads(Path("metrics.json").read_text(encoding="utf-8"))
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{START}\n{table(metrics)}\n{END}{after}", encoding="utf-8")
+    metrics = json.loads(Path("metrics.json").read_text(encoding="utf-8"))
+    marks.replace(Path("README.md"), MARK, table(metrics))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import marks
 from benchmarks.gain import PLACE
 from pipeline import config, work
 from pipeline.arms import Arm, Material, TrainingPlan, synthetic_arms
@@ -25,7 +26,7 @@ from pipeline.manifest import Manifest
 from pipeline.prepared import Prepared
 
 SEEDS = range(8)
-PAGE, START, END = Path("docs/experiments.md"), "<!-- students -->", "<!-- /students -->"
+PAGE, MARK = Path("docs/experiments.md"), "students"
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def main() -> None:
             if not (PLACE / name / "metrics.json").is_file():
                 raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
             tables.append(table(name, PLACE / name))
-        before, rest = PAGE.read_text(encoding="utf-8").split(START)
-        work.write(PAGE, f"{before}{START}\n" + "\n\n".join(tables) + f"\n{END}{rest.split(END)[1]}")
+        marks.replace(PAGE, MARK, "\n\n".join(tables))
     except TailforgeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

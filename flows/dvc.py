@@ -161,12 +161,13 @@ def share(project: Path, other: Path) -> None:
     if local.is_file():
         shutil.copy2(local, other / ".dvc" / "config.local")
     _ask(other, "cache", "dir", "--local", str(cache(project)))
-    checkout(other)
+    checkout(other, "--force")
 
 
-def checkout(project: Path) -> None:
-    """Put the results of dvc.lock in place, as far as the cache has them. Raises DvcError."""
-    _ask(project, "checkout", "--quiet", "--force", "--allow-missing")
+def checkout(project: Path, *options: str) -> None:
+    """Put the results of dvc.lock in place, as far as the cache has them. Raises DvcError where results lie there that no
+    cache has, which `--force` replaces."""
+    _ask(project, "checkout", "--quiet", "--allow-missing", *options)
 
 
 def outs(project: Path) -> dict[str, dict[str, str]]:

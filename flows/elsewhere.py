@@ -60,9 +60,9 @@ def collect(project: Path, remote: str, run: str, stage: str) -> None:
     dvc.pull(project, stage, own=True)
 
 
-def forget(project: Path, remote: str) -> None:
-    """Remove the branches of all runs from the remote: one run at a time uses them. Raises GitError."""
-    listed = git.ask(project, "ls-remote", remote, branch("*")).split()[1::2]
+def forget(project: Path, remote: str, run: str) -> None:
+    """Remove the branches of this run from the remote, and of no other. Raises GitError."""
+    listed = git.ask(project, "ls-remote", remote, branch(run), branch(run) + "--*").split()[1::2]
     if listed:
         git.ask(project, "push", "--quiet", remote, "--delete", *listed)
 

@@ -101,15 +101,14 @@ def merge(project: Path, tag: str) -> None:
         worktree.keep(project, tag)
     except git.GitError as error:
         get_run_logger().warning("%s is not merged into the project (%s): run `git merge %s` there", tag, error, tag)
-    else:
-        dvc.checkout(project)
+    except dvc.DvcError as error:
+        get_run_logger().warning("%s is merged, its results are not in place (%s): run `dvc checkout` there", tag, error)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def share(folder: Path, remote: str, tag: str) -> None:
-    """Push the release to git's remote, and remove the branches through which workers had the run's state."""
+    """Push the release to git's remote."""
     git.ask(folder, "push", "--quiet", remote, f"refs/tags/{tag}")
-    elsewhere.forget(folder, remote)
 
 
 def _folder(project: str) -> Path:

@@ -59,8 +59,10 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
         states = [future.state for future in futures]
         if wrong := [state for state in states if not state.is_completed()]:
             return Failed(message="\n".join(str(state.message) for state in wrong))
-        for name in changed if remote else ():
-            elsewhere.collect(project, remote, run, name)
+        if remote:
+            for name in changed:
+                elsewhere.collect(project, remote, run, name)
+            elsewhere.forget(project, remote, run)
     return None
 
 

@@ -22,6 +22,7 @@ from flows import dvc, git
 
 PLACE = Path(".tailforge/worktrees")
 CODE = Path(".tailforge/code")  # as in tailforge/project.py
+RUN_LOCK = Path(".tailforge/run.lock")  # of `tailforge run`, as in tailforge/project.py
 FOLDERS = (("data", "path"), ("external", "path"))  # of params.yaml
 
 
@@ -53,14 +54,24 @@ def opened(
 
 
 def keep(project: Path, revision: str) -> None:
-    """Merge what a run has committed into the branch of the project. Raises GitError, and leaves all as it was, where a file
-    that it would write has changes that are not committed, or the branch and the run have both changed it."""
-    try:
-        git.ask(project, *git.identity(project), "merge", "--quiet", "--no-edit", revision)
-    except git.GitError:
-        if git.holds(project, "MERGE_HEAD"):
-            git.ask(project, "merge", "--abort")
-        raise
+    """Merge what a run has committed into the branch of the project, and put its results in place.
+
+    Raises GitError, and leaves all as it was, where a file that it would write has changes that are not committed, where the
+    branch and the run have both changed it, and while a run works in the project; DvcError where results lie there that no
+    cache has: they stay.
+    """
+    with open(project / RUN_LOCK, "a", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise git.GitError("a run works in the project") from None
+        try:
+            git.ask(project, *git.identity(project), "merge", "--quiet", "--no-edit", revision)
+        except git.GitError:
+            if git.holds(project, "MERGE_HEAD"):
+                git.ask(project, "merge", "--abort")
+            raise
+        dvc.checkout(project)
 
 
 def _link(project: Path, folder: Path) -> None:
@@ -68,9 +79,13 @@ def _link(project: Path, folder: Path) -> None:
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     named = [Path(str((params.get(section) or {}).get(key) or "")) for section, key in FOLDERS]
     for place in [CODE, *(path for path in named if path.parts and not path.is_absolute())]:
+        if ".." in place.parts:
+            raise git.GitError(f"{place} leads out of the project: give an absolute path in params.yaml, and commit it")
         if not os.path.lexists(project / place):
             continue
-        link = Path(os.path.normpath(folder / place))
+        link = folder / place
+        if not link.parent.resolve().is_relative_to(folder.resolve()):
+            continue  # below a folder that is a link already: what is there is the project's
         if link.is_symlink() or link.is_file():
             link.unlink()
         elif link.is_dir():

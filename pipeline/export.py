@@ -19,17 +19,10 @@ import pyarrow.parquet as pq
 
 from pipeline import work
 from pipeline.errors import DataError, InputError
+from pipeline.manifest import SCHEMA
 
 BATCH = 1024
-COLUMNS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("image", pa.binary()),
-        ("label", pa.string()),
-        ("accepted", pa.bool_()),
-        ("pixel_hash", pa.string()),
-    ]
-)
+COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of verdicts
 
 
 def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -> dict[str, int]:

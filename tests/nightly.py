@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from released import FIRST, fill
+from released import FIRST, begin, fill
 
 Command = Callable[..., CompletedProcess[str]]
 
@@ -67,10 +67,6 @@ def lay(folder: Path, command: Command, *, families: str = "[naive, gan]") -> Pa
     )
     (folder / ".gitignore").write_text(".tailforge\n/source\n/data/\n")
     (folder / "notes.md").write_text("notes\n")
-    command("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
-    command("dvc", "init", "--quiet", cwd=folder)
-    command("dvc", "config", "core.check_update", "false", cwd=folder)
-    command("git", "add", "--all", cwd=folder)
-    command("git", "commit", "--quiet", "--message", "New project", cwd=folder)
+    begin(folder, command)
     fill(folder, FIRST, "no_gain")
     return folder

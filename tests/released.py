@@ -78,6 +78,15 @@ def fill(folder: Path, pool: Pool, verdict: str, estimate: float = 0.01) -> None
     (source / "gains.csv").write_text("arm,metric,estimate,low,high\n")
 
 
+def begin(folder: Path, command: Command) -> None:
+    """Make the folder a repository of git's and DVC's, all committed."""
+    command("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
+    command("dvc", "init", "--quiet", cwd=folder)
+    command("dvc", "config", "core.check_update", "false", cwd=folder)
+    command("git", "add", "--all", cwd=folder)
+    command("git", "commit", "--quiet", "--message", "New project", cwd=folder)
+
+
 def lay(folder: Path, command: Command) -> Path:
     """The project after a commit and one run with the verdict no_gain, which is not committed."""
     folder.mkdir(parents=True)
@@ -85,11 +94,7 @@ def lay(folder: Path, command: Command) -> Path:
     (folder / "params.yaml").write_text("seed: 0  # of all\n")
     (folder / ".gitignore").write_text(".tailforge\n/source/\n/data/*\n!/data/lists/\n/dataset-v*/\n")
     (folder / "notes.md").write_text("notes\n")
-    command("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
-    command("dvc", "init", "--quiet", cwd=folder)
-    command("dvc", "config", "core.check_update", "false", cwd=folder)
-    command("git", "add", "--all", cwd=folder)
-    command("git", "commit", "--quiet", "--message", "New project", cwd=folder)
+    begin(folder, command)
     run(folder, command, FIRST, "no_gain")
     return folder
 

@@ -43,7 +43,8 @@ ROWS = {
     10: Row(
         "zombie, lost lease",
         "a late writer is refused",
-        "A device and a worktree are held by locks of the kernel's until the last process is gone, so there is no late writer.",
+        "A device and a worktree are held by locks of the kernel's until the last process is gone, so on one machine there is "
+        "no late writer.",
     ),
     11: Row("a schedule fires twice", "one run", "Slots are in UTC: daylight saving moves none."),
     12: Row("silent damage in the cache", "found, named, made again", "`tailforge doctor --verify`; releases always check."),

@@ -50,7 +50,7 @@ def test_each_plan_is_compared_with_the_recipe_and_the_page_holds_the_table(
     )
     page = Path("docs/experiments.md")
     page.parent.mkdir()
-    page.write_text(f"before\n{students.START}\nold\n{students.END}\nafter\n")
+    page.write_text(f"before\n<!-- {students.MARK} -->\nold\n<!-- /{students.MARK} -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["students", "small"])
     students.main()
     text = page.read_text()

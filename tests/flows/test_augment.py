@@ -16,7 +16,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.testing.utilities import prefect_test_harness
-from toy import ROOT, WAIT, alive, pids, setting, until
+from toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 from flows import augment
 
@@ -67,22 +67,6 @@ def test_a_failed_stage_fails_the_flow_with_its_own_lines_and_stops_it(toy: Path
     assert state.result(raise_on_failure=False) == 2
     tasks, _ = tasks_and_logs(state)
     assert tasks == {"first": "Failed"}
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, known by their parents (Linux)."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    found, waiting = set[int](), {pid}
-    while waiting:
-        found |= waiting
-        waiting = {child for child, parent in parents.items() if parent in waiting} - found
-    return found - {pid}
 
 
 def has_open(pid: int, file: Path) -> bool:

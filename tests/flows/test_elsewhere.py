@@ -53,8 +53,10 @@ def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path],
         assert run(folder, "evaluate") == ["ran"]
         for family in ("naive", "gan"):
             assert (folder / "data/models" / family / "model").read_text() == (folder / "data/prepared.txt").read_text()
-        elsewhere.forget(folder, "origin")
-        assert git.ask(project, "ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
+        elsewhere.publish(folder, "origin", "12", ["prepare"])  # of another run, whose name begins alike
+        elsewhere.forget(folder, "origin", "1")
+        heads = git.ask(project, "ls-remote", "--heads", "origin").split()[1::2]
+        assert heads == ["refs/heads/main", "refs/heads/tailforge/12"]
 
 
 def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path, Path]) -> None:

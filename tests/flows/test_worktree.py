@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import threading
 from collections.abc import Callable
@@ -151,3 +152,49 @@ def test_a_project_below_the_root_of_its_repository(tmp_path: Path, command: Com
     with worktree.opened(project) as folder:
         assert folder.name == "below" and (folder / "stage.py").exists()
         run(folder)
+
+
+@pytest.mark.parametrize("path", ["../../../mine", "../mine"])
+def test_a_path_that_leads_out_of_the_worktree_touches_nothing(project: Path, path: str) -> None:
+    """From .tailforge/worktrees/scheduled the first is the project's own folder `mine`, which once was removed for a link."""
+    (project / "mine").mkdir()
+    (project / "mine/precious").write_text("mine")
+    commit(project, "params.yaml", (project / "params.yaml").read_text().replace("path: source", f"path: {path}"))
+    with pytest.raises(git.GitError, match="leads out of the project"), worktree.opened(project):
+        pass
+    assert (project / "mine/precious").read_text() == "mine"
+
+
+def test_a_folder_of_images_within_another_is_not_removed(project: Path) -> None:
+    """The outer one is a link to the project's, so what lies below it is the project's as well."""
+    (project / "source/made").mkdir()
+    (project / "source/made/precious").write_text("mine")
+    commit(project, "params.yaml", (project / "params.yaml").read_text() + "external: {path: source/made}\n")
+    for _ in range(2):
+        with worktree.opened(project) as folder:
+            assert (folder / "source/made/precious").read_text() == "mine"
+    assert (project / "source/made/precious").read_text() == "mine" and not (project / "source/made").is_symlink()
+
+
+def test_nothing_is_merged_while_a_run_works_in_the_project(project: Path) -> None:
+    with worktree.opened(project) as folder:
+        commit(folder, "result", "done")
+        made = git.ask(folder, "rev-parse", "HEAD").strip()
+    with open(project / ".tailforge/run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(git.GitError, match="a run works in the project"):
+            worktree.keep(project, made)
+    assert not (project / "result").exists()
+
+
+def test_results_that_no_cache_has_are_not_overwritten(project: Path) -> None:
+    with worktree.opened(project) as folder:
+        run(folder)
+        git.ask(folder, "add", "dvc.lock")
+        git.ask(folder, "commit", "--quiet", "--message", "run")
+        made = git.ask(folder, "rev-parse", "HEAD").strip()
+    (project / "data").mkdir()
+    (project / "data/prepared.txt").write_text("of mine, in no cache")
+    with pytest.raises(dvc.DvcError):
+        worktree.keep(project, made)
+    assert (project / "data/prepared.txt").read_text() == "of mine, in no cache"
