@@ -21,6 +21,7 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows import device, dvc, elsewhere, git, warm, worktree
@@ -71,7 +72,7 @@ def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = 
     log = get_run_logger().info
     try:
         if remote:
-            return elsewhere.reproduce(_folder(""), remote, run, stage, log)
+            return elsewhere.reproduce(_folder(""), remote, run, stage, attempt=str(flow_run.id), log=log)
         with device.held(log) as held, closing(dvc.reproduce(_folder(project), [stage], log=log, keep=held)) as ends:
             return next(ends)
     except dvc.StageFailed as failed:

@@ -60,8 +60,8 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
         if wrong := [state for state in states if not state.is_completed()]:
             return Failed(message="\n".join(str(state.message) for state in wrong))
         if remote:
-            for name in changed:
-                elsewhere.collect(project, remote, run, name)
+            for name, state in zip(changed, states, strict=True):
+                elsewhere.collect(project, remote, run, name, attempt=state.result())
             elsewhere.forget(project, remote, run)
     return None
 
@@ -75,14 +75,17 @@ def _crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_crashed,
 )  # fmt: skip
 def on_worker(stage: str, project: Path, remote: str, run: str) -> State[Any]:
-    """Send a stage to the pool `gpu` and wait for its end. A run that crashed, as with its worker, is sent again; one that
-    failed would fail again."""
+    """Send a stage to the pool `gpu` and wait for its end; the result is the id of the run that completed. A run that crashed,
+    as with its worker, is sent again, and is another one; one that failed would fail again."""
     where = {"remote": remote, "run": run} if remote else {"project": str(project.absolute())}
-    sent = run_deployment(REPRODUCE_STAGE, parameters={"stage": stage} | where, timeout=None, poll_interval=POLL)
-    state = cast(State[Any], cast(FlowRun, sent).state)
+    parameters = {"stage": stage} | where
+    sent = cast(FlowRun, run_deployment(REPRODUCE_STAGE, parameters=parameters, timeout=None, poll_interval=POLL))
+    state = cast(State[Any], sent.state)
     if state.is_crashed():
         raise StageCrashed(f"{stage}: {state.message}")
-    return Completed(message=stage) if state.is_completed() else Failed(message=f"{stage}: {state.name}, {state.message}")
+    if state.is_completed():
+        return Completed(message=stage, data=str(sent.id))
+    return Failed(message=f"{stage}: {state.name}, {state.message}")
 
 
 def _cancel() -> None:

@@ -1,7 +1,7 @@
 """A project for tests of schedules: stages of no time, one of them for a device; `source/` is its folder of images.
 
 The folder `control` beside the project (or its clone) decides how a fit behaves: with the file `fail`, or `wait` until it is
-gone. It logs there who was fitted: family, process, device.
+gone, or with the text of `add` in its result. It logs there who was fitted: family, process, device.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ while (control / "wait").exists():
     time.sleep(0.05)
 folder = Path("data/models") / family
 folder.mkdir(parents=True)
-(folder / "model").write_text(Path("data/prepared.txt").read_text())
+added = (control / "add").read_text() if (control / "add").exists() else ""
+(folder / "model").write_text(Path("data/prepared.txt").read_text() + added)
 """
 
 

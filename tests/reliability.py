@@ -44,7 +44,8 @@ ROWS = {
         "zombie, lost lease",
         "a late writer is refused",
         "A device and a worktree are held by locks of the kernel's until the last process is gone, so on one machine there is "
-        "no late writer.",
+        "no late writer. Between machines each attempt at a stage writes a branch of its own, and a run reads that of the "
+        "attempt that it saw end.",
     ),
     11: Row("a schedule fires twice", "one run", "Slots are in UTC: daylight saving moves none."),
     12: Row("silent damage in the cache", "found, named, made again", "`tailforge doctor --verify`; releases always check."),

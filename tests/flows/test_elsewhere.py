@@ -36,6 +36,10 @@ def run(folder: Path, *stages: str) -> list[str]:
     return [*dvc.reproduce(folder, stages, log=lambda _: None)]
 
 
+def heads(folder: Path, remote: str) -> list[str]:
+    return git.ask(folder, "ls-remote", "--heads", remote).split()[1::2]
+
+
 def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path], tmp_path: Path) -> None:
     project, *clones = hosts
     with worktree.opened(project) as folder:
@@ -45,18 +49,50 @@ def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path],
         assert (git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")) == head
         for clone, stage in zip(clones, FITS, strict=True):
             assert not (clone / "source").exists()
-            assert elsewhere.reproduce(clone, "origin", "1", stage, print) == "ran"
+            assert elsewhere.reproduce(clone, "origin", "1", stage, "a", print) == "ran"
         for stage in FITS:
             assert stage not in (folder / "dvc.lock").read_text()
-            elsewhere.collect(folder, "origin", "1", stage)
+            elsewhere.collect(folder, "origin", "1", stage, "a")
         assert run(folder, *FITS) == ["skipped", "skipped"]
         assert run(folder, "evaluate") == ["ran"]
         for family in ("naive", "gan"):
             assert (folder / "data/models" / family / "model").read_text() == (folder / "data/prepared.txt").read_text()
         elsewhere.publish(folder, "origin", "12", ["prepare"])  # of another run, whose name begins alike
         elsewhere.forget(folder, "origin", "1")
-        heads = git.ask(project, "ls-remote", "--heads", "origin").split()[1::2]
-        assert heads == ["refs/heads/main", "refs/heads/tailforge/12"]
+        assert heads(project, "origin") == ["refs/heads/main", "refs/heads/tailforge/12"]
+        assert [heads(clone, ".") for clone in clones] == [["refs/heads/main"]] * 2
+
+
+@pytest.mark.fault(10, "a machine taken for dead that sends the same stage late, at any moment: nothing of it reaches the run")
+@pytest.mark.parametrize("late", ["before", "after", "when forgotten"])
+def test_a_late_writer_is_read_by_nobody(hosts: tuple[Path, Path, Path], late: str, points: Callable[[int], None]) -> None:
+    project, slow, quick = hosts
+    (slow.parent / "control/add").write_text("late")
+    stage = "fit@naive"
+
+    def act(now: str) -> None:
+        if now == late:
+            assert elsewhere.reproduce(slow, "origin", "1", stage, "lost", print) == "ran"
+
+    with worktree.opened(project) as folder:
+        run(folder, "prepare")
+        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        git.ask(slow, "fetch", "--quiet", "origin", "+refs/heads/tailforge/1:refs/heads/kept")  # what it had fetched in time
+        act("before")
+        elsewhere.reproduce(quick, "origin", "1", stage, "seen", print)
+        act("after")
+        elsewhere.collect(folder, "origin", "1", stage, "seen")
+        elsewhere.forget(folder, "origin", "1")
+        if late == "when forgotten":
+            git.ask(slow, "push", "--quiet", "origin", "refs/heads/kept:refs/heads/tailforge/1")
+        act("when forgotten")
+        model = (quick / ".tailforge/worktrees/stage-none/data/models/naive/model").read_text()
+        assert (folder / "data/models/naive/model").read_text() == model and "late" not in model
+        assert run(folder, stage, "fit@gan", "evaluate") == ["skipped", "ran", "ran"]
+        assert (folder / "data/models/naive/model").read_text() == model
+        elsewhere.forget(folder, "origin", "1")  # as after the next matrix of the run
+        assert heads(project, "origin") == ["refs/heads/main"]
+    points(1)
 
 
 def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path, Path]) -> None:
@@ -68,7 +104,7 @@ def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path
         lock["stages"].pop("fit@naive")
         (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
         elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
-        elsewhere.reproduce(clone, "origin", "1", "fit@naive", print)
+        elsewhere.reproduce(clone, "origin", "1", "fit@naive", "a", print)
     there = clone / ".tailforge/worktrees/stage-none"
     assert (there / "data/prepared.txt").exists() and not (there / "data/models/gan").exists()
 
@@ -80,9 +116,9 @@ def test_a_failed_stage_says_so_and_sends_nothing(hosts: tuple[Path, Path, Path]
         run(folder, "prepare")
         elsewhere.publish(folder, "origin", "1", ["prepare"])
         with pytest.raises(dvc.StageFailed, match="no luck today"):
-            elsewhere.reproduce(clone, "origin", "1", "fit@naive", print)
+            elsewhere.reproduce(clone, "origin", "1", "fit@naive", "a", print)
         with pytest.raises(git.GitError):
-            elsewhere.collect(folder, "origin", "1", "fit@naive")
+            elsewhere.collect(folder, "origin", "1", "fit@naive", "a")
 
 
 @pytest.mark.fault(22, "git's remote gone while a run sends its state: named")
