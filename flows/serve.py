@@ -2,7 +2,7 @@
 
     server   at 127.0.0.1 unless told otherwise; SQLite, or the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names
     cpu      the worker of the pool `cpu`: whole runs, which mostly wait
-    gpu-N    a worker of the pool `gpu` for each device, one stage at a time
+    gpu-N    a worker of the pool `gpu` for each device, one stage at a time; none where other machines alone are to work
 
 Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
 again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
@@ -91,8 +91,11 @@ def devices() -> list[str]:
     return ["cpu"]
 
 
-def serve(project: Path, deployments: Path, *, host: str, port: int, say: Callable[[str], object] = print) -> None:
-    """Serve the project with the deployments of the file `deployments` until a signal's exception ends it. Raises Refused."""
+def serve(
+    project: Path, deployments: Path, *, host: str, port: int, lend: bool = True, say: Callable[[str], object] = print
+) -> None:
+    """Serve the project with the deployments of the file `deployments` until a signal's exception ends it; without `lend` on
+    no device of this machine. Raises Refused."""
     _refuse(host, port)
     _settings()
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/api"
@@ -105,7 +108,7 @@ def serve(project: Path, deployments: Path, *, host: str, port: int, say: Callab
         _prepare(project, deployments)
         cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project)
         say(f"serving {project} at {address.removesuffix('/api')}")
-        _watch(stack, [cpu, *_gpu(project)], [server], say)
+        _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say)
 
 
 def work(clone: Path, say: Callable[[str], object] = print) -> None:

@@ -157,11 +157,12 @@ def pull(
 def serve(
     host: Annotated[str, typer.Option(help="Where the server listens; beyond this machine it wants a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port.")] = 4200,
+    devices: Annotated[bool, typer.Option(help="Work on the devices of this machine, not on those of others alone.")] = True,
 ) -> None:
     """Run this project on its schedule: Prefect's server, its workers and the deployments of prefect.yaml, until stopped."""
     from tailforge import serving
 
-    serving.serve(Path(), host, port)
+    serving.serve(Path(), host, port, devices=devices)
 
 
 @app.command()

@@ -14,8 +14,9 @@ from tailforge import project
 DEPLOYMENTS = "prefect.yaml"
 
 
-def serve(folder: Path, host: str, port: int) -> None:
-    """Serve the project in `folder`, with its own prefect.yaml where it has one. Raises InputError."""
+def serve(folder: Path, host: str, port: int, *, devices: bool) -> None:
+    """Serve the project in `folder`, with its own prefect.yaml where it has one, and with the `devices` of this machine or
+    without. Raises InputError."""
     from flows import serve
 
     folder = project.opened(folder).absolute()
@@ -24,7 +25,7 @@ def serve(folder: Path, host: str, port: int) -> None:
         if not file.is_file():
             file = Path(temporary, DEPLOYMENTS)
             work.write(file, project.template(DEPLOYMENTS))
-        serve.serve(folder, file, host=host, port=port)
+        serve.serve(folder, file, host=host, port=port, lend=devices)
 
 
 def work_for(folder: Path) -> None:

@@ -12,6 +12,8 @@ from subprocess import CompletedProcess
 
 from released import FIRST, begin, fill
 
+from flows import git
+
 Command = Callable[..., CompletedProcess[str]]
 
 DVC_YAML = """\
@@ -71,3 +73,21 @@ def lay(folder: Path, command: Command, *, families: str = "[naive, gan]") -> Pa
     begin(folder, command)
     fill(folder, FIRST, "no_gain")
     return folder
+
+
+def clone(project: Path, command: Command, *places: Path) -> None:
+    """Clones of the project on as many other hosts, which share nothing with it but a bare git remote and a DVC remote."""
+    root = project.parent
+    command("git", "init", "--quiet", "--bare", root / "git", cwd=root)
+    command("dvc", "remote", "add", "--quiet", "--default", "store", root / "store", cwd=project)
+    command("git", "remote", "add", "origin", root / "git", cwd=project)
+    command("git", "commit", "--quiet", "--all", "--message", "remote", cwd=project)
+    command("git", "push", "--quiet", "origin", "main", cwd=project)
+    for place in places:
+        command("git", "clone", "--quiet", "--branch", "main", root / "git", place, cwd=root)
+        (place.parent / "control").mkdir()
+
+
+def heads(folder: Path, remote: str) -> list[str]:
+    """The branches of a remote."""
+    return git.ask(folder, "ls-remote", "--heads", remote).split()[1::2]

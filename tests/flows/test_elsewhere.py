@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nightly import lay
+from nightly import clone, heads, lay
 
 from flows import dvc, elsewhere, git, worktree
 
@@ -20,24 +20,13 @@ FITS = ["fit@naive", "fit@gan"]
 def hosts(tmp_path: Path, command: Command) -> tuple[Path, Path, Path]:
     """The project and two clones; only the project has the images."""
     project = lay(tmp_path / "project", command)
-    command("git", "init", "--quiet", "--bare", tmp_path / "git", cwd=tmp_path)
-    command("dvc", "remote", "add", "--quiet", "--default", "store", tmp_path / "store", cwd=project)
-    command("git", "remote", "add", "origin", tmp_path / "git", cwd=project)
-    command("git", "commit", "--quiet", "--all", "--message", "remote", cwd=project)
-    command("git", "push", "--quiet", "origin", "main", cwd=project)
     clones = [tmp_path / f"host{i}" / "clone" for i in (1, 2)]
-    for clone in clones:
-        command("git", "clone", "--quiet", "--branch", "main", tmp_path / "git", clone, cwd=tmp_path)
-        (clone.parent / "control").mkdir()
+    clone(project, command, *clones)
     return project, clones[0], clones[1]
 
 
 def run(folder: Path, *stages: str) -> list[str]:
     return [*dvc.reproduce(folder, stages, log=lambda _: None)]
-
-
-def heads(folder: Path, remote: str) -> list[str]:
-    return git.ask(folder, "ls-remote", "--heads", remote).split()[1::2]
 
 
 def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -47,9 +36,9 @@ def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path],
         head = git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")
         elsewhere.publish(folder, "origin", "1", ["prepare"])
         assert (git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")) == head
-        for clone, stage in zip(clones, FITS, strict=True):
-            assert not (clone / "source").exists()
-            assert elsewhere.reproduce(clone, "origin", "1", stage, "a", print) == "ran"
+        for host, stage in zip(clones, FITS, strict=True):
+            assert not (host / "source").exists()
+            assert elsewhere.reproduce(host, "origin", "1", stage, "a", print) == "ran"
         for stage in FITS:
             assert stage not in (folder / "dvc.lock").read_text()
             elsewhere.collect(folder, "origin", "1", stage, "a")
@@ -60,7 +49,7 @@ def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path],
         elsewhere.publish(folder, "origin", "12", ["prepare"])  # of another run, whose name begins alike
         elsewhere.forget(folder, "origin", "1")
         assert heads(project, "origin") == ["refs/heads/main", "refs/heads/tailforge/12"]
-        assert [heads(clone, ".") for clone in clones] == [["refs/heads/main"]] * 2
+        assert [heads(host, ".") for host in clones] == [["refs/heads/main"]] * 2
 
 
 @pytest.mark.fault(10, "a machine taken for dead that sends the same stage late, at any moment: nothing of it reaches the run")
@@ -96,7 +85,7 @@ def test_a_late_writer_is_read_by_nobody(hosts: tuple[Path, Path, Path], late: s
 
 
 def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path, Path]) -> None:
-    project, clone, _ = hosts
+    project, host, _ = hosts
     with worktree.opened(project) as folder:
         run(folder, "prepare", *FITS)
         elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
@@ -104,19 +93,19 @@ def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path
         lock["stages"].pop("fit@naive")
         (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
         elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
-        elsewhere.reproduce(clone, "origin", "1", "fit@naive", "a", print)
-    there = clone / ".tailforge/worktrees/stage-none"
+        elsewhere.reproduce(host, "origin", "1", "fit@naive", "a", print)
+    there = host / ".tailforge/worktrees/stage-none"
     assert (there / "data/prepared.txt").exists() and not (there / "data/models/gan").exists()
 
 
 def test_a_failed_stage_says_so_and_sends_nothing(hosts: tuple[Path, Path, Path]) -> None:
-    project, clone, _ = hosts
-    (clone.parent / "control/fail").write_text("")
+    project, host, _ = hosts
+    (host.parent / "control/fail").write_text("")
     with worktree.opened(project) as folder:
         run(folder, "prepare")
         elsewhere.publish(folder, "origin", "1", ["prepare"])
         with pytest.raises(dvc.StageFailed, match="no luck today"):
-            elsewhere.reproduce(clone, "origin", "1", "fit@naive", "a", print)
+            elsewhere.reproduce(host, "origin", "1", "fit@naive", "a", print)
         with pytest.raises(git.GitError):
             elsewhere.collect(folder, "origin", "1", "fit@naive", "a")
 
