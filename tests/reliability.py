@@ -52,7 +52,11 @@ ROWS = {
     13: Row("two runs at once", "one waits and says so", "A bare `dvc repro` beside a run: DVC says that it is busy."),
     14: Row("a project of an older version", "one line says what to do; `tailforge upgrade` does it"),
     15: Row("malicious model file", "no code runs"),
-    16: Row("image bomb, damaged image", "set aside, listed", "In the stage's process: no memory limit of its own."),
+    16: Row(
+        "image bomb, damaged image",
+        "set aside, listed",
+        "Memory for all threads together: 24 bytes for each of 8,192 x 8,192 pixels, 1.5 GiB.",
+    ),
     17: Row("paths and links that lead outside", "nothing outside is read, written or removed", "No archive is unpacked."),
     18: Row("script in names of classes and files", "inert text", "By an HTML parser and the policy, not in a browser."),
     19: Row(

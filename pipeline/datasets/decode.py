@@ -7,6 +7,10 @@
     EXIF rotation   carried out; all metadata are then dropped
     several frames  the first
 
+Memory is bounded whatever a file holds. Its size and its declared pixels are checked before a pixel is decoded (a frame or a
+tile of TIFF may be larger than the image), Pillow bounds texts and profiles, tags and other chunks are no larger than the file;
+and all threads together decode no more than MAX_PIXELS at a time, which takes less than 24 bytes each.
+
 Images are resized by a bicubic filter whose support grows with the reduction (antialiasing). `pad` repeats the edge
 pixels, so that no frame of one colour tells an image's shape. An image of the declared size keeps its pixels.
 """
@@ -14,7 +18,9 @@ pixels, so that no frame of one colour tells an image's shape. An image of the d
 from __future__ import annotations
 
 import errno
+import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +35,10 @@ from pipeline.datasets.rows import FORMATS
 
 ALLOWED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; below Pillow's own limit
+MAX_BYTES = (
+    1 << 29
+)  # of a file: eight for each of these pixels; Pillow holds what a PNG has beside its pixels up to three times
+TILE = (322, 323)  # TIFF's width and height of a tile, which is decoded whole
 
 # What Pillow's decoders raise on damaged files; its tracker shows each of them.
 DAMAGED = (
@@ -61,18 +71,75 @@ def strict_pillow() -> Iterator[None]:
         yield
 
 
+class Room:
+    """Room for a number of pixels, which threads share."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = self.free = pixels
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Take so much of it, after waiting for it; all of it where that is too little."""
+        pixels = min(pixels, self.pixels)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+ROOM = Room(MAX_PIXELS)
+
+
 def open_image(file: Path | BinaryIO) -> Image.Image:
     """The image in a file, of an allowed format and size, pixels not yet decoded. Raises Unreadable."""
+    n = _bytes(file)
+    if n > MAX_BYTES:
+        raise Unreadable(f"a file of {n:,} bytes, more than {MAX_BYTES:,}")
+    with ROOM.of(n // (MAX_BYTES // MAX_PIXELS)):  # what stands before the pixels is read here
+        picture, sizes = _opened(file)
+    for what, (width, height) in sizes.items():
+        if width * height > MAX_PIXELS:
+            picture.close()
+            raise Unreadable(f"{width} x {height} pixels{what}, more than {MAX_PIXELS:,}")
+    return picture
+
+
+def _opened(file: Path | BinaryIO) -> tuple[Image.Image, dict[str, tuple[int, int]]]:
+    """The image in a file and its `_sizes`. Raises Unreadable, outside of `except`: an exception that is kept keeps what was
+    read."""
+    reason: Exception
     try:
         picture = Image.open(file, formats=ALLOWED)
+        return picture, _sizes(picture)
     except UnidentifiedImageError:
-        raise Unreadable(f"not a {FORMATS} image") from None
+        reason = Unreadable(f"not a {FORMATS} image")
     except DAMAGED as error:
-        raise _unreadable(error) from None
-    if picture.width * picture.height > MAX_PIXELS:
-        picture.close()
-        raise Unreadable(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
-    return picture
+        reason = _unreadable(error)
+    raise reason
+
+
+def _sizes(picture: Image.Image) -> dict[str, tuple[int, int]]:
+    """Width and height of what is decoded in one piece."""
+    tags = getattr(picture, "tag_v2", {})
+    return {"": picture.size, " in a tile": (int(tags.get(TILE[0], 0)), int(tags.get(TILE[1], 0)))}
+
+
+def _bytes(file: Path | BinaryIO) -> int:
+    """How many a file has; 0 where that cannot be told, which is told better on opening it."""
+    if isinstance(file, Path):
+        try:
+            return file.stat().st_size
+        except (OSError, ValueError):
+            return 0
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def opener(file: Path) -> partial[Image.Image]:
@@ -82,25 +149,33 @@ def opener(file: Path) -> partial[Image.Image]:
 
 def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Literal["pad", "crop", "stretch"]) -> np.ndarray:
     """An opened image -> uint8 (channels, size, size). Closes the image. Raises Unreadable."""
-    try:
-        with picture:
-            if max(picture.size) > 4 * size:
-                picture.draft(None, (2 * size, 2 * size))  # JPEG: decode at a smaller scale that is still ample
-            whole = _to_mode(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
-            array = np.asarray(_to_square(whole, size, resize))
-    except DAMAGED as error:
-        raise _unreadable(error) from None
+    with picture:
+        pixels = max(width * height for width, height in _sizes(picture).values())
+        if max(picture.size) > 4 * size and picture.draft(None, (2 * size, 2 * size)):
+            pixels //= 3  # JPEG: decoded at a smaller scale that is still ample; a progressive one is held at its own
+        with ROOM.of(pixels), picture:  # closed within: decoders keep memory
+            array = _decoded(picture, size, "L" if channels == 1 else "RGB", resize)
     if resize == "pad" and array.shape[:2] != (size, size):
         missing = [size - side for side in array.shape[:2]]
         array = np.pad(array, [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2), mode="edge")
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
+def _decoded(picture: Image.Image, size: int, mode: str, resize: str) -> np.ndarray:
+    """Of this mode and at most size x size. Raises Unreadable, as `_opened` does."""
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+        return np.asarray(_to_square(_to_mode(picture, mode), size, resize))
+    except DAMAGED as error:
+        reason = _unreadable(error)
+    raise reason
+
+
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = Image.fromarray(_to_8_bit(np.asarray(picture), picture.mode))
     if picture.has_transparency_data:
-        shown = picture.convert("RGBA")
+        shown = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     if picture.mode not in ("L", "RGB"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
@@ -112,7 +187,9 @@ def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not 0.0 <= low <= high <= top:
         raise Unreadable(f"values from {low:g} to {high:g} in mode {mode}, outside 0 ... {top:g}")
-    return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+    scaled = values.astype(np.float64)
+    scaled *= 255.0 / top
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _to_square(picture: Image.Image, size: int, resize: str) -> Image.Image:

@@ -169,7 +169,8 @@ def test_other_formats_are_refused(kind):
 
 def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    for file in (tmp_path / "none.png", tmp_path, tmp_path / "empty.png"):
+    odd = [tmp_path / name for name in ("a" * 5000, "empty.png/in", "a\0b")]
+    for file in (tmp_path / "none.png", tmp_path, tmp_path / "empty.png", *odd):
         with pytest.raises(Unreadable):
             formed(file)
 
