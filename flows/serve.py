@@ -7,11 +7,16 @@
 Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
 again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
 worker sends no more heartbeats, and an automation of the server's calls it crashed (`_declare_the_dead`).
+
+Prefect's server believes whoever reaches it, and a page in a browser reaches this machine: by a request across origins, by a
+WebSocket, or under a name that its owner has pointed here (DNS rebinding). So the server always has a password, which stands
+in a header that no page can know; where the user has given none it is made once (`_password`).
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -42,6 +47,8 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
 }
+AUTH, ORIGINS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+PASSWORD = Path(".tailforge/password")  # of the server, where AUTH gives none
 DEAD = "tailforge: runs without a sign of life have crashed"
 
 
@@ -99,7 +106,10 @@ def serve(
     _refuse(host, port)
     _settings()
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/api"
-    os.environ |= {"PREFECT_API_URL": address, PROJECT: str(project)}
+    made = not os.environ.get(AUTH)
+    password = _password(project) if made else os.environ[AUTH]
+    os.environ |= {"PREFECT_API_URL": address, AUTH: password, "PREFECT_API_AUTH_STRING": password, PROJECT: str(project)}
+    os.environ.setdefault(ORIGINS, ",".join(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")))
     server = Service("server", [*PREFECT, "server", "start", "--host", host, "--port", str(port)], project)
     with ExitStack() as stack:
         stack.callback(server.stop)
@@ -107,7 +117,7 @@ def serve(
         _await(server, address)
         _prepare(project, deployments)
         cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project)
-        say(f"serving {project} at {address.removesuffix('/api')}")
+        say(f"serving {project} at {address.removesuffix('/api')}, password in {PASSWORD if made else AUTH}")
         _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say)
 
 
@@ -124,10 +134,8 @@ def work(clone: Path, say: Callable[[str], object] = print) -> None:
 
 
 def _refuse(host: str, port: int) -> None:
-    if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        raise Refused(
-            f"--host {host} lets others in without a password", "set PREFECT_SERVER_API_AUTH_STRING to USER:PASSWORD first"
-        )
+    if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get(AUTH):
+        raise Refused(f"--host {host} lets others in without a password", f"set {AUTH} to USER:PASSWORD first")
     try:
         with socket.create_server((host, port)):
             pass
@@ -136,10 +144,22 @@ def _refuse(host: str, port: int) -> None:
 
 
 def _settings() -> None:
-    """What the user has set counts; the server's password is also that of its workers."""
-    own = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
-    for key, value in (DEFAULTS | ({"PREFECT_API_AUTH_STRING": own} if own else {})).items():
+    """What the user has set counts."""
+    for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
+
+
+def _password(project: Path) -> str:
+    """USER:PASSWORD of the project's server, in a file that only the user may read; it is made at the first start."""
+    file = project / PASSWORD
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_name(".password.partial")
+        partial.unlink(missing_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+            stream.write(f"tailforge:{secrets.token_urlsafe(32)}\n")
+        partial.replace(file)
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _worker(pool: str, name: str, limit: int) -> list[str]:

@@ -2,13 +2,15 @@
 
 Left alone, Prefect starts one at the flow's first request; for that it imports the whole server into the flow, asks in a loop
 whether it is up, and takes a second to end it. Here the socket listens before the server is up: early requests wait in it.
-The database is the same, so nothing of a flow's record is lost.
+The database is the same, so nothing of a flow's record is lost. Nobody but this process and what it starts knows its password:
+neither another user of the machine nor a page in a browser can ask it for anything (flows/serve.py).
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -42,9 +44,11 @@ def _start() -> None:
             sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
             "--fd", str(listener.fileno()), "--log-level", "error", "--lifespan", "on",
         ]  # fmt: skip
+        address, password = f"http://127.0.0.1:{listener.getsockname()[1]}", secrets.token_urlsafe(32)
+        own = {"PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address}
         chosen = get_current_settings().to_environment_variables(exclude_unset=True)
-        server = subprocess.Popen(command, env={**os.environ, **TEMPORARY, **chosen}, pass_fds=[listener.fileno()])
-        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        server = subprocess.Popen(command, env={**os.environ, **TEMPORARY, **chosen, **own}, pass_fds=[listener.fileno()])
+        os.environ |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_API_AUTH_STRING": password}
     refresh_global_settings_context()
 
     @atexit.register  # before Prefect registers anything, so it comes after: by then all of the record has been sent

@@ -62,9 +62,9 @@ ROWS = {
     19: Row(
         "cross-site request, DNS rebinding",
         "refused",
-        "Prefect's server, of `tailforge serve` with a password. The temporary one of a run listens on 127.0.0.1 "
-        "at a free port, for that run alone, without one: another user of the machine can reach it. Forged Host "
-        "and Origin are not tried. The report is one file without script, form or request.",
+        "Prefect's server always has a password: that of `tailforge serve` the user's or one that it makes, the temporary one "
+        "of a run one that nobody else knows. Without it anybody may see that it is there and load the files of its pages. The "
+        "report is one file without script, form or request.",
     ),
     20: Row(
         "path escape in a viewer",

@@ -7,11 +7,14 @@ import re
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,7 +26,6 @@ from flows import git
 
 # The command line, with runs called dead as soon as heartbeats and the restart of a server allow.
 SERVE = "from flows import serve; serve.SILENCE = 75; from tailforge.cli import main; main()"
-PASSWORD = "night:watch"
 LONG = {"seconds": 240.0, "pause": 0.5}  # for what a whole run has to do on a busy machine; each look is a request
 
 
@@ -35,6 +37,7 @@ class Served:
     process: subprocess.Popen[bytes]
     client: SyncPrefectClient
     url: str
+    password: str
     output: Path
     slots: list[str] = field(default_factory=list)  # times for which the server has scheduled runs of `augment`
 
@@ -108,12 +111,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @contextmanager
 def serving(
-    project: Path, home: Path, *options: str, host: str = "127.0.0.1", workers: int = 2, **variables: str
+    project: Path, home: Path, *options: str, host: str = "127.0.0.1", workers: int = 2, password: str = "", **variables: str
 ) -> Iterator[Served]:
-    """`tailforge serve` in the project, once so many workers have started, until the end of the block."""
+    """`tailforge serve` in the project, once so many workers have started, until the end of the block. Without `password` it
+    makes one."""
     port, output = free_port(host), home / "output"
     environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "CUDA_VISIBLE_DEVICES")}
-    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": PASSWORD} | variables
+    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password} | variables
     with open(output, "wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, "serve", "--host", host, "--port", str(port), *options], cwd=project, env=environment,
@@ -127,15 +131,39 @@ def serving(
             return output.read_text(errors="replace").count("started!") >= workers
 
         until(ready, "the workers", **LONG)
+        password = password or (project / ".tailforge/password").read_text().strip()
         with (
-            temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: PASSWORD}),
+            temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}),
             get_client(sync_client=True) as client,
         ):
-            yield Served(project, process, client, url, output)
+            yield Served(project, process, client, url, password, output)
     finally:
         process.terminate()
         process.wait()
     assert not processes(f"--port {port}") and not processes(str(home)), "something outlived it"
+
+
+def asked(url: str, method: str = "GET", body: str = "", **headers: str) -> tuple[int, dict[str, str]]:
+    """Status and headers of the answer to a request with these headers (`content_type` is Content-Type) and no others."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+    try:
+        connection.putrequest(method, parts.path, skip_host="host" in headers, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        if body:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body.encode() or None)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.headers.items()}
+    finally:
+        connection.close()
+
+
+def basic(password: str) -> str:
+    """The header Authorization for it."""
+    return "Basic " + b64encode(password.encode()).decode()
 
 
 def own_processes(run: FlowRun) -> list[int]:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.testing.utilities import prefect_test_harness
+from served import asked, basic, environ
 from toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 from flows import augment
@@ -108,6 +109,20 @@ def test_stopping_the_run_stops_the_stage_and_the_server(toy: Path, cli: subproc
     assert cli.returncode == 143 and "run again to go on" in errors
     until(lambda: not any(map(alive, below)), "the end of all processes")
     assert (toy / "left").read_text() == "saved"
+
+
+@pytest.mark.fault(19, "the temporary server of a run answers the run alone, no page and no other user of the machine")
+def test_the_temporary_server_wants_a_password(toy: Path, cli: subprocess.Popen[str], points: Callable[[int], None]) -> None:
+    known = dict(line.split("=", 1) for line in environ(pids(toy)[0]).decode().split("\0") if "=" in line)
+    url = known["PREFECT_API_URL"] + "/flow_runs/count"
+    body = {"method": "POST", "body": "{}", "content_type": "application/json"}
+    for forged in ({}, {"host": "evil.example"}, {"origin": "http://evil.example"}, {"authorization": basic("")}):
+        status, told = asked(url, **body, **forged)
+        assert status == 401 and "access-control-allow-origin" not in told
+        points(1)
+    assert asked(url, **body, authorization=basic(known["PREFECT_API_AUTH_STRING"]))[0] == 200
+    for process in descendants(cli.pid):
+        assert known["PREFECT_API_AUTH_STRING"].encode() not in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 @pytest.mark.parametrize("victim", ["command", "flow"])

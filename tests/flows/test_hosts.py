@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 import yaml
 from nightly import clone, heads, lay
-from served import LONG, PASSWORD, SERVE, Served, own_processes, serving
+from served import LONG, SERVE, Served, own_processes, serving
 from toy import ROOT, until
 
 from flows import dvc, git
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+PASSWORD = "night:watch"
 WORKER = [sys.executable, "-c", SERVE, "worker"]
 
 
@@ -90,7 +91,7 @@ def test_a_host_that_wakes_up_too_late_changes_nothing(tmp_path: Path, command: 
     (slow / "control/add").write_text("late")
     (slow / "control/wait").write_text("")
     (tmp_path / "home").mkdir()
-    with serving(project, tmp_path / "home", "--no-devices", workers=1) as served, working(slow, served.url):
+    with serving(project, tmp_path / "home", "--no-devices", workers=1, password=PASSWORD) as served, working(slow, served.url):
         run = served.start("augment")
         until(lambda: fits(slow), "the fit on the first host", **LONG)
         asleep = own_processes(served.stages()[0])
@@ -152,7 +153,7 @@ def test_a_host_with_a_network_of_its_own_does_the_stages(tmp_path: Path, comman
     (tmp_path / "home").mkdir()
     with (
         network() as (address, inside),
-        serving(project, tmp_path / "home", "--no-devices", host=address, workers=1) as served,
+        serving(project, tmp_path / "home", "--no-devices", host=address, workers=1, password=PASSWORD) as served,
         working(host, served.url, *inside) as worker,
     ):
         assert separate(worker.pid) and reaches(inside, served.url)
