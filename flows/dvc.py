@@ -369,8 +369,14 @@ def _members(store: Path, md5: str) -> dict[str, str]:
     """{path: md5} of the files of a folder, which is the JSON text of such a list; of a file, itself."""
     if not md5.endswith(".dir"):
         return {"": md5}
-    listed = json.loads(_checked(store, md5).read_text(encoding="utf-8"))
-    return {entry["relpath"]: entry["md5"] for entry in listed}
+    try:
+        listed = json.loads(_checked(store, md5).read_bytes())
+        members = {str(entry["relpath"]): str(entry["md5"]) for entry in listed}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        members = {"": ""}
+    if not all(map(_HASH.fullmatch, members.values())):
+        raise DvcError(f"{_object(store, md5)} is no list of files with their hashes: remove it, it is fetched or made again")
+    return members
 
 
 def _checked(store: Path, md5: str) -> Path:

@@ -14,20 +14,23 @@ class GitError(RuntimeError):
     """git refused; the message is its own."""
 
 
-def ask(folder: Path, *arguments: str, **variables: str) -> str:
-    """What git prints, with `variables` in its environment.
+def ask(folder: Path, *arguments: str, errors: str = "strict", **variables: str) -> str:
+    """What git prints, which is UTF-8 or else decoded as `errors` says, with `variables` in its environment.
 
     Where a signal ends this process, git is stopped by one after which it tidies up. Raises GitError.
     """
     try:
         process = subprocess.Popen(
-            ["git", *arguments], cwd=folder, env=environment() | variables, text=True, encoding="utf-8",
+            ["git", *arguments], cwd=folder, env=environment() | variables, text=True, encoding="utf-8", errors=errors,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     except FileNotFoundError:
         raise GitError("git is not installed") from None
     try:
         said, complaint = process.communicate()
+    except UnicodeDecodeError as error:
+        process.wait()
+        raise GitError(f"what {' '.join(arguments)} prints is not UTF-8 ({error.reason})") from None
     except BaseException:
         process.terminate()
         process.wait()

@@ -9,13 +9,12 @@ Both releases are read from git and from DVC's cache or remote; the working tree
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pipeline import export
-from tailforge import project, releases, running, tags
+from tailforge import project, releases, running
 from tailforge.releases import Release
 
 Rows = dict[str, dict[str, str]]  # {class: {sample_id: pixel_hash}}
@@ -28,7 +27,7 @@ def difference(folder: Path, first: str, second: str) -> dict[str, Any]:
     before, after = _rows(folder, old), _rows(folder, new)
     labels = sorted({*old.images, *new.images})
     classes = {label: compared(before.get(label, {}), after.get(label, {})) for label in labels}
-    both = [json.loads(tags.text(folder, release.commit, releases.METRICS) or "{}") for release in (old, new)]
+    both = [releases.metrics(folder, release) for release in (old, new)]
     arms = {arm: None for metrics in both for arm in metrics.get("arms", {})}
     values = {arm: [metrics.get("arms", {}).get(arm, {}) for metrics in both] for arm in arms}
     metrics = {

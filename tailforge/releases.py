@@ -12,7 +12,6 @@ out is made up by the next call, since it looks first for a release that is comm
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,12 +26,13 @@ from flows import dvc
 from pipeline import export, work
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError, InputError
-from tailforge import project, running, tags
+from tailforge import project, records, running, tags
+from tailforge.records import POOLS, VERDICTS
 
 RECORD, CHANGES = "release.json", "CHANGELOG.md"
 FILES = ("dvc.yaml", "dvc.lock", "params.yaml", "metrics.json", "gains.csv", "data/lists", RECORD, CHANGES)
 HEADING = "## Dataset releases"
-POOLS, VERDICTS, RUNS, METRICS = "data/pools/", "data/verdicts/", "data/runs/", "metrics.json"
+RUNS, METRICS = "data/runs/", "metrics.json"
 MARKUP, _ESCAPED = re.compile(r"([\\`*_<>\[\]&|])"), r"\\\1"  # of Markdown, which a class name may hold
 PARTS = (POOLS, VERDICTS, RUNS, METRICS)
 
@@ -92,7 +92,8 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
         if same := [release for release in known if release.record["outs"] == outs]:
             return same[0], False
         version = 1 + max(tags.read(folder).versions, default=0)
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
+        metrics = records.read(records.Judged, text, f"{METRICS} holds no verdict")
         record = {
             "version": version,
             "tailforge": version_of("tailforge"),
@@ -149,7 +150,15 @@ def files(folder: Path, release: Release, generators: Sequence[str]) -> tuple[li
             remedy="run `dvc push` where the release was made; see `dvc remote list`",
         ) from None
     shards = [found[pool][path] for pool in pools for path in sorted(found[pool]) if path.endswith(".parquet")]
+    if not all("images.parquet" in found[verdict] for verdict in verdicts):
+        raise DataError(f"release {release.name} has no verdicts", expected="images.parquet in each of data/verdicts")
     return shards, [found[verdict]["images.parquet"] for verdict in verdicts]
+
+
+def metrics(folder: Path, release: Release) -> dict[str, Any]:
+    """metrics.json of a release. Raises DataError."""
+    text = tags.text(folder, release.commit, METRICS)
+    return records.read(records.Measured, "{}" if text is None else text, f"{METRICS} of {release.name} holds no figures")
 
 
 def pull(
@@ -265,7 +274,10 @@ def _changes(folder: Path, record: dict[str, Any]) -> str:
     """CHANGELOG.md with the line of a release. Raises InputError where the user has changed the file and not committed it."""
     number, file = record["version"], folder / CHANGES
     committed = tags.text(folder, "HEAD", CHANGES) or ""
-    text = file.read_text(encoding="utf-8") if file.is_file() else committed
+    try:
+        text = file.read_text(encoding="utf-8") if file.is_file() else committed
+    except UnicodeDecodeError:
+        raise InputError(f"{CHANGES} is not UTF-8", expected="text", remedy=f"store {CHANGES} as UTF-8 and commit it") from None
     added = _with_line(committed, line(record, datetime.now(UTC).date().isoformat()))
 
     def others(text: str) -> list[str]:
@@ -282,7 +294,7 @@ def _changes(folder: Path, record: dict[str, Any]) -> str:
 
 def _with_line(text: str, line: str) -> str:
     """`text` with `line` first under the heading, which is added where it is not there."""
-    if HEADING not in text.splitlines():
+    if HEADING not in text.split("\n"):
         text = f"{text.rstrip() or '# Changes'}\n\n{HEADING}\n"
     before, _, after = f"\n{text}".partition(f"\n{HEADING}\n")
     rest = after.lstrip("\n")
@@ -293,19 +305,7 @@ def _with_line(text: str, line: str) -> str:
 def _record(folder: Path, revision: str) -> dict[str, Any] | None:
     """release.json as it stood at `revision`; None where there was none. Raises DataError where it is something else."""
     text = tags.text(folder, revision, RECORD)
-    if text is None:
-        return None
-    try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not {"version", "verdict", "generator", "gain", "classes", "outs"} <= set(record):
-        raise DataError(
-            f"{RECORD} of {revision} is no record of a release",
-            expected="the file that `tailforge release` wrote",
-            remedy=f"`git log {RECORD}` says who changed it",
-        )
-    return record
+    return None if text is None else records.read(records.Record, text, f"{RECORD} of {revision} is no record of a release")
 
 
 def _finish(folder: Path) -> None:

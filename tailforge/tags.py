@@ -16,7 +16,7 @@ from pathlib import Path
 from flows import git
 from pipeline.errors import InputError
 
-_TAGS = re.compile(r"dataset(?:@v(?P<version>\d+)\.0\.0|#prod(?P<taken>!?)#(?P<count>\d+))")
+_TAGS = re.compile(r"dataset(?:@v(?P<version>[1-9][0-9]{0,8})\.0\.0|#prod(?P<taken>!?)#(?P<count>[1-9][0-9]{0,8}))")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def name(version: int) -> str:
 def read(folder: Path) -> Tags:
     """The tags of the convention; others are passed over. Raises InputError."""
     form, found = "%(refname:strip=2)%00%(*objectname)%00%(objectname)%00%(creatordate:iso-strict)", Tags()
-    for row in ask(folder, "for-each-ref", f"--format={form}", "refs/tags/dataset*").splitlines():
+    listed = ask(folder, "for-each-ref", f"--format={form}", "refs/tags/dataset*", errors="replace")
+    for row in listed.split("\n")[:-1]:
         name, commit, own, date = row.split("\0")
         match = _TAGS.fullmatch(name)
         if match and match["version"]:
@@ -76,10 +77,10 @@ def text(folder: Path, revision: str, file: str) -> str | None:
     return ask(folder, "show", place) if git.holds(folder, place) else None
 
 
-def ask(folder: Path, *arguments: str) -> str:
+def ask(folder: Path, *arguments: str, errors: str = "strict") -> str:
     """What git prints. Raises InputError."""
     try:
-        return git.ask(folder, *arguments)
+        return git.ask(folder, *arguments, errors=errors)
     except git.GitError as error:
         raise InputError(f"git: {error}", expected="a git repository that takes commits", remedy="see `git status`") from None
 

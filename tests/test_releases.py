@@ -206,12 +206,12 @@ def test_a_kill_at_any_step_is_made_up_for_by_the_next_call(
     deadly = 0
 
     def step(function: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*arguments: Any) -> Any:
+        def stepping(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == deadly and not after:
                 raise Killed
-            value = function(*arguments)
+            value = function(*arguments, **options)
             if calls == deadly:
                 raise Killed
             return value

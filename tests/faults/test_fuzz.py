@@ -8,10 +8,12 @@ import json
 import os
 import pickle
 import struct
+import subprocess
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy import ROOT
 
-from flows import dvc
+from flows import dvc, git
 from pipeline import config, export, images, weights
 from pipeline.datasets import decode, external, lists, past, table
 from pipeline.datasets.decode import Unreadable
 from pipeline.errors import ConfigError, DataError, TailforgeError
 from pipeline.generators import registry
 from pipeline.manifest import SCHEMA, Manifest
+from tailforge import difference, project, releases
 from tailforge.settings import checked
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -330,6 +333,143 @@ def test_what_others_wrote(points: Points) -> None:
     before()
     locked()
     points(160)
+
+
+# --- releases, which come with git from anywhere
+
+INTERVAL = {"estimate": 0.01, "low": 0.0, "high": 0.02}
+RELEASE: dict[str, Any] = {
+    "version": 1, "tailforge": "0.2.0", "verdict": "gain", "generator": "naive", "best_real_arm": "augment",
+    "gain": {"balanced_accuracy": INTERVAL, "tail_recall": None}, "classes": {"naive": {"cat": {"made": 2, "accepted": 1}}},
+    "outs": {"data/pools/naive": "0" * 32 + ".dir", "data/verdicts/naive": "1" * 32 + ".dir"},
+}  # fmt: skip
+FIGURES = {
+    "arms": {"augment": {"balanced_accuracy": INTERVAL}, "synthetic": {"balanced_accuracy": INTERVAL, "tail_recall": None}}
+}
+HOSTILE = [b"[" * 100_000, b'{"version": 1' + b"0" * 5000 + b"}", b'{"verdict": "\\ud800"}', b"\xff\xfe", b"", b"null", b"NaN"]
+TAGS = [
+    b"@v1.0.0", b"@v2.0.0", b"@v01.0.0", b"@v999999999999.0.0", b"@v" + b"9" * 5000 + b".0.0", "@v\u0663.0.0".encode(),
+    "@v3.0.0\u2028x".encode(), b"@v3.0.0\x85", b"@v4.0.0\xff", b"@v-1.0.0", b"",
+    b"#prod#1", b"#prod!#2", b"#prod#" + b"7" * 5000, b"#prod#03", "#prod#\u0664".encode(),
+]  # fmt: skip
+
+
+@st.composite
+def spoiled_json(draw: st.DrawFn, whole: Any) -> bytes:
+    """`whole` with values of any kind at some places, or keys gone; now and then torn, or something else."""
+    if draw(st.integers(0, 5)) == 0:
+        return draw(st.sampled_from(HOSTILE) | damaged(json.dumps(whole).encode()))
+    made = json.loads(json.dumps(whole))
+    for _ in range(draw(st.integers(0, 2))):
+        at = made
+        while isinstance(at, dict) and at:
+            key = draw(st.sampled_from(sorted(at)))
+            if not isinstance(at[key], dict) or draw(st.integers(0, 2)) == 0:
+                kind = draw(st.integers(0, 4))
+                value = at.pop(key)
+                if kind:
+                    at[key if kind > 1 else draw(words)] = draw(values | st.sampled_from([value, "\x1b[2J", "a\nb"]))
+                break
+            at = at[key]
+    return json.dumps(made, default=repr).encode()
+
+
+def laid(folder: Path, files: Sequence[dict[str, bytes]], tags: Sequence[tuple[bytes, int]]) -> None:
+    """A repository with a commit for each of `files`, the last one checked out, and tags `dataset…`: of a commit by its number,
+    of a file where that is negative, of nothing where it is too high."""
+    git.ask(folder, "init", "--quiet", "--initial-branch=main")
+    stream = b""
+    for number, own in enumerate(files):
+        stream += b"commit refs/heads/main\nmark :%d\ncommitter a <a@b> %d +0000\ndata 1\nx" % (number + 1, number)
+        stream += b"".join(b"\nM 100644 inline %s\ndata %d\n%s" % (name.encode(), len(d), d) for name, d in own.items()) + b"\n"
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=folder, input=stream, check=True)
+    commits = git.ask(folder, "rev-list", "--reverse", "main").split()
+    blob = git.ask(folder, "rev-parse", "main:release.json").strip()
+    targets = {number: commit for number, commit in enumerate(commits)} | {-1: blob}
+    packed = [b"%s refs/tags/dataset%s" % (targets.get(of, "0" * 39 + "1").encode(), name) for name, of in dict(tags).items()]
+    (folder / ".git/packed-refs").write_bytes(
+        b"".join(line + b"\n" for line in [f"{commits[-1]} refs/heads/main".encode(), *packed])
+    )
+    (folder / ".git/refs/heads/main").unlink(missing_ok=True)
+    git.ask(folder, "reset", "--quiet", "--hard")
+
+
+@pytest.mark.fault(
+    24,
+    "release.json, metrics.json and tags of others: releases, diff, pull and release say one line or a right result",
+)
+def test_releases_of_others(points: Points, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(project, "opened", lambda folder: folder)
+    monkeypatch.setattr(dvc, "cache", lambda folder: folder / "cache")
+    monkeypatch.setattr(dvc, "_run", lambda *_: "")
+    monkeypatch.setattr(releases, "_state", lambda folder: RELEASE["outs"])
+    monkeypatch.setattr(difference, "_rows", lambda folder, release: {"cat": {"x-0": release.commit}})
+    tag = st.tuples(st.sampled_from(TAGS[:2]) | st.sampled_from(TAGS), st.sampled_from([0, 0, 0, 1, -1, 9]))
+    commit = st.fixed_dictionaries({"release.json": spoiled_json(RELEASE), "metrics.json": spoiled_json(FIGURES)})
+    told = set[str]()
+
+    @fuzz(120)
+    @given(st.lists(commit, min_size=1, max_size=2), st.lists(tag, max_size=4))
+    def read(files: list[dict[str, bytes]], named: list[tuple[bytes, int]]) -> None:
+        def show() -> None:
+            print(releases.table(releases.listed(folder)))
+            told.add("listed")
+
+        def compare() -> None:
+            found = difference.difference(folder, "1", "latest")
+            print(difference.text(found), json.dumps(found, ensure_ascii=False))
+            told.add("compared")
+
+        def fetch() -> None:
+            releases.pull(folder, "latest", folder / "out")
+
+        def make() -> None:
+            made, _ = releases.make(folder)
+            print(releases.told(made, False), json.dumps(made.json(), ensure_ascii=False))
+            told.add("released")
+
+        with scratch() as folder:
+            laid(folder, files, named)
+            for act in (show, compare, fetch, make):
+                with one_line():
+                    act()
+            shown = capsys.readouterr().out
+            shown.encode()
+            assert "\x1b" not in shown
+
+    read()
+    assert told == {"listed", "compared", "released"}
+    points(4 * 120)
+
+
+@pytest.mark.fault(24, "CHANGELOG.md of any text: the line comes under its heading and nothing goes, or one line says why not")
+def test_changes_of_others(points: Points) -> None:
+    line = "- v7 (2026-01-01, gain): 1 images"
+    lines = ["- v7 (x): old", "- v6 (x): older", "# Changes", "", " ", "\r", "\u2028", "\x0c"]
+    parts = st.sampled_from([releases.HEADING, *lines]) | st.text(max_size=6)
+
+    @fuzz(300)
+    @given(st.lists(parts, max_size=8), st.sampled_from(["\n", "\n\n", "\r\n", ""]))
+    def added(texts: list[str], between: str) -> None:
+        text = between.join(texts)
+        made = releases._with_line(text, line).split("\n")
+        place = made.index(line)
+        assert [own for own in made[:place] if own][-1] == releases.HEADING
+        rest = Counter(own for own in made if own)
+        assert not Counter(own for own in text.rstrip().split("\n") if own) - rest
+
+    @fuzz(40)
+    @given(st.binary(max_size=30), st.binary(max_size=30) | st.none())
+    def others(committed: bytes, file: bytes | None) -> None:
+        with scratch() as folder, one_line():
+            laid(folder, [{"release.json": b"{}", "CHANGELOG.md": committed}], [])
+            if file is not None:
+                (folder / "CHANGELOG.md").write_bytes(file)
+            assert "- v1 (" in releases._changes(folder, RELEASE)
+
+    added()
+    others()
+    points(340)
 
 
 # --- weights
