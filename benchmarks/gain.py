@@ -189,7 +189,7 @@ HEAD = """# What synthetic images are worth
 Written by `make bench-gain`; all figures: benchmarks/results. Balanced accuracy on the real test rows, mean of five seeds. The
 gain is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups. Worth is
 how many more real images of each class the best real-only arm needs to score as `synthetic` does ([how](evaluation.md)).
-`cifar10_lt` runs at the small budget of two cores, 1,000 steps of 64 images for each classifier, in which transforms do not pay yet.
+`cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images a classifier, in which transforms do not pay yet.
 
 | data | verdict | best real-only arm | generator, dose, labels | gain, points | tail recall, points | worth in images |
 |---|---|---|---|---|---|---|"""
