@@ -20,13 +20,15 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import processes
+
 SMALL = {
     "generators": "[flow_matching]", "scarcity.largest": 20, "flow_matching.steps": 150, "flow_matching.width": 16,
-    "sample.fill_to": 20, "judges.steps": 40, "judges.width": 8, "validate.bootstrap": 20, "classifier.steps": 60,
-    "classifier.width": 8, "arms.seeds": 2, "arms.selection_seeds": 1, "arms.real": "[real, augment]",
-    "arms.doses": "[0.0, 0.5]", "arms.labels": "[soft]", "evaluate.bootstrap": 100,
+    "sample.fill_to": 20, "judges.steps": 40, "judges.width": 8, "validate.bootstrap": 20, "measure.rows": 10,
+    "measure.seeds": 1, "classifier.steps": 60, "classifier.width": 8, "arms.seeds": 2, "arms.selection_seeds": 1,
+    "arms.real": "[real, augment]", "arms.doses": "[0.0, 0.5]", "arms.labels": "[soft]", "evaluate.bootstrap": 100,
 }  # fmt: skip
-RUN = [sys.executable, "-c", "from tailforge.cli import main; main()", "run"]
+TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
 
 
 def copy(folder: Path) -> None:
@@ -41,7 +43,9 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     options = [word for key, value in SMALL.items() for word in ("-S", f"{key}={value}")]
     log = open(folder / "run.log", "ab")  # noqa: SIM115 - the process keeps it
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.Popen([*RUN, *options], cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environment)
+    return subprocess.Popen(
+        [*TAILFORGE, "run", *options], cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environment
+    )
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -53,19 +57,6 @@ def hashes(folder: Path) -> dict[str, str]:
         for out in stage.get("outs", [])
         if not out["path"].startswith("data/costs/")
     }
-
-
-def run_of(folder: Path) -> list[int]:
-    """Process ids whose working folder is `folder` or below it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if Path(os.readlink(entry / "cwd")).is_relative_to(folder):
-                    found.append(int(entry.name))
-            except OSError:  # gone meanwhile, or not ours
-                continue
-    return found
 
 
 def main() -> int:
@@ -94,7 +85,7 @@ def main() -> int:
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
             stopped, patience = process.wait(), time.monotonic() + 30.0
-            while (left := run_of(folder)) and time.monotonic() < patience:
+            while (left := processes.of(f"{folder}\0")) and time.monotonic() < patience:
                 time.sleep(0.2)
             status = start(folder).wait()
             alike = status == 0 and hashes(folder) == expected and not left

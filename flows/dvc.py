@@ -4,6 +4,7 @@
     changed     stages that would run
     sweep       results of stages that are no more
     reproduce   stages, one after the other: ran | cached | skipped
+    settle      waits for stages that others have left
     outs        what dvc.lock has recorded: hashes of results
     contents    the files of results, by hash, from the cache or the remote
     verify      the files of the cache that do not have their hash
@@ -26,6 +27,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -97,6 +99,11 @@ class StageFailed(RuntimeError):
     def __init__(self, stage: str, exit_status: int, lines: Sequence[str]) -> None:
         super().__init__(stage, exit_status, lines)
         self.stage, self.exit_status, self.lines = stage, exit_status, tuple(lines)
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it: somebody, or the kernel where memory ran out. It may go on where it was."""
+        return self.exit_status in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
     def __str__(self) -> str:
         return "\n".join([f"stage {self.stage} failed with exit status {self.exit_status}:", *self.lines])
@@ -271,8 +278,28 @@ def reproduce(
     by closing, stops the stage that runs before it passes on.
     """
     _forget_dead_processes(project, log)
-    for forced, names in itertools.groupby(stages, lambda stage: stage in force):
-        yield from _reproduce(project, list(names), ["--force"] if forced else [], log, keep)
+    with open(_lock(project), "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        for forced, names in itertools.groupby(stages, lambda stage: stage in force):
+            yield from _reproduce(project, list(names), ["--force"] if forced else [], log, [*keep, lock.fileno()])
+
+
+def settle(project: Path, log: Callable[[str], object]) -> None:
+    """Wait until no stage that `reproduce` has started is left in the project, whoever asked for it. One on a worker outlives
+    the run that sent it, and would record the settings of what is checked out beneath it."""
+    with open(_lock(project), "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"waiting for a stage in {project}, of a run that is no more")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _lock(project: Path) -> Path:
+    """A file whose lock is shared by all processes of the stages that run in the project."""
+    file = project / ".tailforge" / "stages.lock"
+    file.parent.mkdir(exist_ok=True)
+    return file
 
 
 def _reproduce(

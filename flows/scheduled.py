@@ -22,7 +22,7 @@ from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 
 from flows import device, dvc, elsewhere, git, warm, worktree
 from flows.augment import augment
@@ -76,7 +76,7 @@ def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = 
         with device.held(log) as held, closing(dvc.reproduce(_folder(project), [stage], log=log, keep=held)) as ends:
             return next(ends)
     except dvc.StageFailed as failed:
-        return Failed(message=str(failed))
+        return (Crashed if failed.killed else Failed)(message=str(failed))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

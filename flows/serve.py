@@ -46,10 +46,14 @@ DEFAULTS = {
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
+    # In memory they are gone with the server, and Prefect ends a run whose lease is not known any more.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 AUTH, ORIGINS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 PASSWORD = Path(".tailforge/password")  # of the server, where AUTH gives none
 DEAD = "tailforge: runs without a sign of life have crashed"
+FLOWS = ("scheduled", "augment", "stage")  # names of ours; a server may have others
+FOUND = "tailforge.run.found"  # the event that a run was under way, as the record has it, when this server started
 
 
 class Refused(RuntimeError):
@@ -202,18 +206,26 @@ def _prepare(project: Path, deployments: Path) -> None:
 
 
 def _declare_the_dead() -> None:
-    """Have the server call a run crashed that sent heartbeats and sends no more, so that whoever waits for it hears of it."""
+    """Have the server call a run crashed that sends no heartbeats any more, or was taken and never sent one, so that whoever
+    waits for it hears of it.
+
+    A server knows nothing of heartbeats to one before it. Each run that was under way then is therefore told of by an event,
+    and has as long as any to show that it lives.
+    """
     from prefect.automations import Automation
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
     from prefect.context import refresh_global_settings_context
+    from prefect.events import Event, Resource
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import EventTrigger, Posture
 
     refresh_global_settings_context()
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     beats = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+        after={"prefect.flow-run.Pending", "prefect.flow-run.heartbeat", FOUND},
+        expect={f"prefect.flow-run.{sign}" for sign in ("Running", "heartbeat", *ends)},
         match={"prefect.resource.id": ["prefect.flow-run.*"]},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
@@ -230,6 +242,14 @@ def _declare_the_dead() -> None:
     else:
         automation.id = known.id
         automation.update()
+    types = filters.FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(FLOWS))),
+            flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=types)),
+        )
+        found = [Event(event=FOUND, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})) for run in runs]
+        client.request("POST", "/events", json=[event.model_dump(mode="json") for event in found]).raise_for_status()
 
 
 def _watch(stack: ExitStack, services: Sequence[Service], running: Sequence[Service], say: Callable[[str], object]) -> None:

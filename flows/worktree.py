@@ -38,6 +38,9 @@ def opened(
     tree = project / PLACE / name
     with _alone(tree.with_name(f"{name}.lock"), log):
         head = git.ask(project, "rev-parse", revision).strip()
+        folder = tree / git.ask(project, "rev-parse", "--show-prefix").strip()
+        if folder.is_dir():
+            dvc.settle(folder, log)
         if not (tree / ".git").exists():
             shutil.rmtree(tree, ignore_errors=True)
             git.ask(project, "worktree", "prune")
@@ -47,7 +50,6 @@ def opened(
             (tree / git.ask(tree, "rev-parse", "--git-path", "index.lock").strip()).unlink(missing_ok=True)
             git.ask(tree, "checkout", "--quiet", "--force", "--detach", head)
             git.ask(tree, "clean", "--quiet", "--force", "-d")
-        folder = tree / git.ask(project, "rev-parse", "--show-prefix").strip()
         _link(project, folder)
         dvc.share(project, folder)
         yield folder

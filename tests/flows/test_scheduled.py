@@ -11,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from uuid import UUID
 
 import pytest
 from nightly import lay
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Pending, Scheduled
 from released import OTHER, fill
 from served import LONG, SERVE, Served, asked, basic, environ, free_port, own_processes, processes, serving, supervisor
 from toy import alive, until
@@ -123,6 +124,18 @@ def test_a_stage_whose_process_is_killed_is_sent_again(served: Served) -> None:
         assert [family for family, *_ in served.fits()].count("naive") == before + 1
 
 
+@pytest.mark.fault(1, "a stage on a worker killed, as by the kernel where memory ran out: it is sent again, and the run ends")
+def test_a_stage_that_is_killed_is_sent_again(served: Served) -> None:
+    with waiting(served, "kill the stage") as (run, fit):
+        killed = served.fits()[-1][0]
+        before = [family for family, *_ in served.fits()].count(killed)
+        os.kill(fit, signal.SIGKILL)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert [family for family, *_ in served.fits()].count(killed) == before + 1
+
+
 @pytest.mark.fault(25, "the server killed in the middle of a run: it is started again, and the run ends")
 def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Served) -> None:
     with waiting(served, "kill the server") as (run, _):
@@ -131,6 +144,10 @@ def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Se
         until(lambda: "server ended with exit status" in served.output.read_text(errors="replace"), "the restart", **LONG)
         (served.control / "wait").unlink()
         until(lambda: answers(served.url), "the server", **LONG)
+        lease = served.client.read_flow_run(run).state.state_details.deployment_concurrency_lease_id  # type: ignore[union-attr]
+        assert lease
+        # A run renews it every few minutes, and Prefect ends the run where the server knows it no more.
+        served.client.renew_concurrency_lease(lease_id=lease, lease_duration=300)
         ended = served.end(run)
         assert ended.state and ended.state.is_completed(), ended.state
 
@@ -150,6 +167,21 @@ def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_i
         ended = served.end(run)
         assert ended.state and ended.state.is_completed(), ended.state
         assert "no sign of life" in str(served.client.read_flow_run(running.id).state.message)  # type: ignore[union-attr]
+
+
+@pytest.mark.fault(10, "a worker killed as it starts a run: the run that never began is called crashed")
+def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served) -> None:
+    deployment = served.client.read_deployment_by_name("scheduled/augment").id
+    run = served.client.create_flow_run_from_deployment(
+        deployment, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    ).id
+    served.client.set_flow_run_state(run, Pending())  # what a worker does first
+    ended = served.end(run)
+    assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message)
+
+
+def of(served: Served, process: int) -> bool:
+    return str(served.project).encode() in environ(process)
 
 
 def answers(url: str) -> bool:
@@ -257,6 +289,21 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, command: Command, toy
 def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) -> None:
     done = command(sys.executable, "-c", SERVE, "worker", cwd=toy, check=False, PREFECT_API_URL="")
     assert done.returncode == 2 and "PREFECT_API_URL is not set" in done.stderr, done.stderr
+
+
+@pytest.mark.fault(10, "`tailforge serve` killed in a run and started again: the run is called crashed, and the next one ends")
+def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends(tmp_path: Path, command: Command) -> None:
+    project, home = lay(tmp_path / "project", command, families="[naive]"), tmp_path / "home"
+    home.mkdir()
+    with serving(project, home) as served, waiting(served, "kill it") as (run, _):
+        served.process.kill()
+        until(lambda: not any(of(served, process) for process in processes("")), "the end of all that it had started", **LONG)
+    with serving(project, home) as served:
+        following = served.start("augment")  # at once: it waits until the one before is known to be dead
+        ended = served.end(run)
+        assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message), ended.state
+        ended = served.end(following)
+        assert ended.state and ended.state.message == "v1: no_gain", ended.state
 
 
 @contextmanager

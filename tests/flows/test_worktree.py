@@ -103,6 +103,33 @@ def test_a_second_run_waits_for_the_first(project: Path) -> None:
     assert order == ["first", "second"] and "waiting for another run" in said[0]
 
 
+@pytest.mark.fault(10, "a stage on a worker outlives its run: the next run waits for it before it checks out another commit")
+def test_a_run_waits_for_a_stage_that_a_dead_one_has_sent(project: Path) -> None:
+    (project.parent / "control/wait").write_text("")
+    said, opened = list[str](), threading.Event()
+
+    def following() -> None:
+        with worktree.opened(project, said.append):
+            opened.set()
+
+    with worktree.opened(project) as folder:
+        stages = dvc.stages(folder)
+    left = threading.Thread(target=lambda: list(dvc.reproduce(folder, stages, log=lambda _: None)))
+    left.start()  # nobody holds the worktree
+    until((project.parent / "control/log").exists, "the stage")
+    commit(project, "params.yaml", (project / "params.yaml").read_text().replace("a: 1", "a: 2"))
+    other = threading.Thread(target=following)
+    other.start()
+    until(lambda: bool(said), "the run to say that it waits")
+    assert "of a run that is no more" in said[0] and not opened.is_set()
+    assert "a: 2" not in (folder / "params.yaml").read_text()
+    (project.parent / "control/wait").unlink()
+    left.join()
+    other.join()
+    assert opened.is_set() and "a: 2" in (folder / "params.yaml").read_text()
+    assert dvc.changed(folder, "fit@naive") == ["fit@naive"]
+
+
 def test_a_worktree_of_which_git_knows_no_more_is_made_anew(project: Path) -> None:
     with worktree.opened(project) as folder:
         pass
