@@ -35,9 +35,7 @@ from pipeline.datasets.rows import FORMATS
 
 ALLOWED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; below Pillow's own limit
-MAX_BYTES = (
-    1 << 29
-)  # of a file: eight for each of these pixels; Pillow holds what a PNG has beside its pixels up to three times
+MAX_BYTES = 1 << 29  # of a file: eight for each of these pixels; what a PNG has beside pixels Pillow holds up to three times
 TILE = (322, 323)  # TIFF's width and height of a tile, which is decoded whole
 
 # What Pillow's decoders raise on damaged files; its tracker shows each of them.
