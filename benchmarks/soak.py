@@ -249,10 +249,11 @@ def verdicts(runs: Sequence[Told], measured: Sequence[Measured], alike: Sequence
         "every run ends": all(NO_END not in told.ends for told in runs),
         "every commit ends as a release": all(told.release for told in runs),
         "undisturbed runs of the same commits have the same hashes": bool(alike) and all(alike),
-        # Whoever is killed cannot remove its own: Prefect's worker leaves two small ones.
+        # Whoever is killed cannot remove its own: Prefect's worker leaves two small
+        # ones. The first run makes the device's lock.
         "runs that nothing was done to leave no temporary file": not any(
             after.temporary > before.temporary
-            for told, before, after in zip(runs, measured[:-1], measured[1:], strict=True)
+            for told, before, after in zip(runs[1:], measured[1:-1], measured[2:], strict=True)
             if not told.moment
         ),
         "no process is left over": all(m.processes == measured[0].processes and not m.orphans for m in measured),
