@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.kills import RUN, SMALL
+from benchmarks.kills import SMALL, TAILFORGE
 from flows import dvc
 from pipeline.stages import __main__ as stages
 from tailforge import project
@@ -57,7 +57,7 @@ def measure() -> Iterator[tuple[str, float, str]]:
         walls = []
         for options in (settings, []):
             began = time.perf_counter()
-            subprocess.run([*RUN, *options], cwd=folder, env=environment, stdout=sys.stderr, check=True)
+            subprocess.run([*TAILFORGE, "run", *options], cwd=folder, env=environment, stdout=sys.stderr, check=True)
             walls.append(time.perf_counter() - began)
         shutil.copytree(folder, Path(temporary) / "again", symlinks=True)
         said = subprocess.run(
