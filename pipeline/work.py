@@ -95,7 +95,8 @@ def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
     """A folder for the unfinished entries of folder `out`, kept when the process dies and taken up by an equal run.
 
     On success each entry is moved into `out`, replacing what was there. Work of other settings for the same `out` is
-    removed first. Entries whose names start with a dot (checkpoints) are dropped at the end.
+    removed first. What has a name that starts with a dot, at any depth, is no part of the result: checkpoints, and what a
+    process that was killed has left beside work that was done.
     """
     place = PARTIAL / "-".join(out.parts).strip("/.")
     folder = place / key(code_key(), *decided_by)
@@ -106,7 +107,7 @@ def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_damaged(folder)
         yield folder
-        _sync_entries(folder)
+        _finish(folder)
         out.mkdir(parents=True, exist_ok=True)
         for entry in sorted(folder.iterdir()):
             if entry.name.startswith("."):
@@ -143,11 +144,18 @@ def _remove_damaged(folder: Path) -> None:
             file.unlink()
 
 
-def _sync_entries(folder: Path) -> None:
-    """Bring to the disk what is about to be moved: after a loss of power a rename may be there and the bytes not."""
+def _finish(folder: Path) -> None:
+    """Remove hidden files and folders from the entries of `folder`, and bring the rest to the disk before it is moved: after a
+    loss of power a rename may be there and the bytes not."""
     for place, below, files in os.walk(folder):
-        if Path(place) == folder:
-            below[:] = [name for name in below if not name.startswith(".")]
+        hidden = [name for name in below if name.startswith(".")]
+        below[:] = [name for name in below if name not in hidden]
+        if Path(place) != folder:
+            for name in hidden:
+                shutil.rmtree(Path(place, name))
+            for name in [name for name in files if name.startswith(".")]:
+                Path(place, name).unlink()
+                files.remove(name)
         for name in files:
             _sync(Path(place, name))
         _sync(Path(place))

@@ -36,6 +36,19 @@ def test_work_that_was_killed_is_taken_up_by_an_equal_run() -> None:
     assert not any(work.PARTIAL.rglob("part-*"))
 
 
+@pytest.mark.fault(1, "killed when a file is whole and its checkpoints are not removed yet: nothing of them is in the result")
+def test_what_a_kill_leaves_beside_done_work_is_no_part_of_the_result() -> None:
+    out = Path("data/runs/x")
+    with pytest.raises(Killed), work.resumable(out, 1) as folder:
+        work.write(folder / "arm/0.safetensors", "done")
+        work.write(folder / "arm/.0/20.safetensors", "a checkpoint")
+        work.write(folder / "arm/below/.1.safetensors.99.tmp", "torn")
+        raise Killed
+    with work.resumable(out, 1):
+        pass
+    assert [p.relative_to(out).as_posix() for p in sorted(out.rglob("*"))] == ["arm", "arm/0.safetensors", "arm/below"]
+
+
 @pytest.mark.parametrize("change", ["setting", "file", "code"])
 def test_work_of_another_run_is_not_taken_up(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out, file = Path("out"), Path("input")

@@ -79,9 +79,6 @@ def train_all(campaign: Campaign, runs: Sequence[Run]) -> None:
     todo = [run for run in runs if not run.file.exists()]
     if not todo:
         return
-    for folder in {run.file.parent for run in todo}:
-        for torn in folder.glob(".*.tmp"):
-            torn.unlink()
     bar = tqdm(
         total=len(todo) * campaign.config.steps * campaign.config.batch_images, desc=f"train {len(todo)} classifiers",
         unit=" images", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 10.0, dynamic_ncols=True,
