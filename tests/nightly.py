@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import yaml
 from released import FIRST, begin, fill
+from toy import ROOT
 
 from flows import git
 
@@ -91,3 +93,15 @@ def clone(project: Path, command: Command, *places: Path) -> None:
 def heads(folder: Path, remote: str) -> list[str]:
     """The branches of a remote."""
     return git.ask(folder, "ls-remote", "--heads", remote).split()[1::2]
+
+
+def by_hand(project: Path, remote: str = "") -> Path:
+    """The project with a prefect.yaml of its own: no schedule can start a run between those of a test, which meet other hosts
+    through git's remote `remote`."""
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    for deployment in described["deployments"]:
+        deployment.pop("schedules", None)
+    described["deployments"][0]["parameters"]["remote"] = remote
+    (project / "prefect.yaml").write_text(yaml.safe_dump(described))
+    git.ask(project, "add", "prefect.yaml")
+    return project

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
-from nightly import clone, heads, lay
+from nightly import by_hand, clone, heads, lay
 from served import LONG, SERVE, Served, own_processes, serving
 from toy import ROOT, until
 
@@ -54,17 +53,6 @@ def working(host: Path, url: str, *inside: str) -> Iterator[subprocess.Popen[byt
         process.wait()
 
 
-def without_schedule(project: Path) -> Path:
-    """The project with a prefect.yaml of its own: runs by hand alone, which meet other hosts through the remote `origin`."""
-    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    for deployment in described["deployments"]:
-        deployment.pop("schedules", None)
-    described["deployments"][0]["parameters"]["remote"] = "origin"
-    (project / "prefect.yaml").write_text(yaml.safe_dump(described))
-    git.ask(project, "add", "prefect.yaml")
-    return project
-
-
 def fits(host: Path) -> list[str]:
     """The families whose fit has begun on a host."""
     log = host / "control/log"
@@ -85,7 +73,7 @@ def released(served: Served, model: str) -> None:
     10, "a host taken for dead that wakes up and sends its stage late: the run has that of the host that it saw end"
 )
 def test_a_host_that_wakes_up_too_late_changes_nothing(tmp_path: Path, command: Command) -> None:
-    project = without_schedule(lay(tmp_path / "project", command, families="[naive]"))
+    project = by_hand(lay(tmp_path / "project", command, families="[naive]"), "origin")
     slow, quick = tmp_path / "host1", tmp_path / "host2"
     clone(project, command, slow / "clone", quick / "clone")
     (slow / "control/add").write_text("late")
@@ -148,7 +136,7 @@ def reaches(inside: Sequence[str], url: str) -> bool:
 
 
 def test_a_host_with_a_network_of_its_own_does_the_stages(tmp_path: Path, command: Command) -> None:
-    project, host = without_schedule(lay(tmp_path / "project", command)), tmp_path / "host"
+    project, host = by_hand(lay(tmp_path / "project", command), "origin"), tmp_path / "host"
     clone(project, command, host / "clone")
     (tmp_path / "home").mkdir()
     with (

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
-from nightly import lay
+from nightly import by_hand, lay
 from prefect.states import Cancelling, Pending, Scheduled
 from released import OTHER, fill
 from served import LONG, SERVE, Served, asked, basic, environ, free_port, own_processes, processes, serving, supervisor
@@ -293,7 +293,7 @@ def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) ->
 
 @pytest.mark.fault(10, "`tailforge serve` killed in a run and started again: the run is called crashed, and the next one ends")
 def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends(tmp_path: Path, command: Command) -> None:
-    project, home = lay(tmp_path / "project", command, families="[naive]"), tmp_path / "home"
+    project, home = by_hand(lay(tmp_path / "project", command, families="[naive]")), tmp_path / "home"
     home.mkdir()
     with serving(project, home) as served, waiting(served, "kill it") as (run, _):
         served.process.kill()
