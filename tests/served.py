@@ -89,6 +89,19 @@ class Served:
         file.write_text(file.read_text().replace(found[0], f"naive: {{a: {int(found[1]) + 1}}}"))
         git.ask(self.project, "commit", "--quiet", "--all", "--message", text)
 
+    @contextmanager
+    def waiting(self, why: str) -> Iterator[tuple[UUID, int]]:
+        """A run whose first fit waits: its id, and the process of the fit."""
+        self.change(why)
+        before = len(self.fits())
+        (self.control / "wait").write_text("")
+        try:
+            run = self.start("augment")
+            until(lambda: len(self.fits()) > before, "the first fit", **LONG)
+            yield run, int(self.fits()[-1][1])
+        finally:
+            (self.control / "wait").unlink(missing_ok=True)
+
 
 def processes(*words: str) -> list[int]:
     """Process ids whose command line has all these words."""
@@ -115,6 +128,7 @@ def serving(
 ) -> Iterator[Served]:
     """`tailforge serve` in the project, once so many workers have started, until the end of the block. Without `password` it
     makes one."""
+    home.mkdir(exist_ok=True)
     port, output = free_port(host), home / "output"
     environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "CUDA_VISIBLE_DEVICES")}
     environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password} | variables

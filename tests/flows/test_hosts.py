@@ -78,7 +78,6 @@ def test_a_host_that_wakes_up_too_late_changes_nothing(tmp_path: Path, command: 
     clone(project, command, slow / "clone", quick / "clone")
     (slow / "control/add").write_text("late")
     (slow / "control/wait").write_text("")
-    (tmp_path / "home").mkdir()
     with serving(project, tmp_path / "home", "--no-devices", workers=1, password=PASSWORD) as served, working(slow, served.url):
         run = served.start("augment")
         until(lambda: fits(slow), "the fit on the first host", **LONG)
@@ -138,7 +137,6 @@ def reaches(inside: Sequence[str], url: str) -> bool:
 def test_a_host_with_a_network_of_its_own_does_the_stages(tmp_path: Path, command: Command) -> None:
     project, host = by_hand(lay(tmp_path / "project", command), "origin"), tmp_path / "host"
     clone(project, command, host / "clone")
-    (tmp_path / "home").mkdir()
     with (
         network() as (address, inside),
         serving(project, tmp_path / "home", "--no-devices", host=address, workers=1, password=PASSWORD) as served,

@@ -1,0 +1,114 @@
+"""Whatever `tailforge serve` has started, killed in the middle of a run, and `tailforge serve` itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from nightly import by_hand, lay
+from prefect.states import Pending, Scheduled
+from served import LONG, Served, environ, own_processes, processes, serving, supervisor
+from toy import alive, until
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.fault(1, "the process of a stage on a worker, killed: it is sent again, and the run ends")
+def test_a_stage_whose_process_is_killed_is_sent_again(served: Served) -> None:
+    with served.waiting("kill the flow") as (run, fit):
+        before = len(served.fits())
+        running = next(r for r in served.stages() if r.state and r.state.is_running())
+        for process in own_processes(running):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: not alive(fit), "the end of the fit", **LONG)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert len(served.fits()) == before + 1
+
+
+@pytest.mark.fault(1, "a stage on a worker killed, as by the kernel where memory ran out: it is sent again, and the run ends")
+def test_a_stage_that_is_killed_is_sent_again(served: Served) -> None:
+    with served.waiting("kill the stage") as (run, fit):
+        before = len(served.fits())
+        os.kill(fit, signal.SIGKILL)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert len(served.fits()) == before + 1
+
+
+@pytest.mark.fault(25, "the server killed in the middle of a run: it is started again, and the run ends")
+def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Served) -> None:
+    with served.waiting("kill the server") as (run, _):
+        server = next(p for p in processes("prefect server start", served.url.split(":")[2].split("/")[0]) if not supervisor(p))
+        os.kill(server, signal.SIGKILL)
+        until(lambda: "server ended with exit status" in served.output.read_text(errors="replace"), "the restart", **LONG)
+        (served.control / "wait").unlink()
+        until(lambda: answers(served.url), "the server", **LONG)
+        lease = served.client.read_flow_run(run).state.state_details.deployment_concurrency_lease_id  # type: ignore[union-attr]
+        assert lease
+        # A run renews it every few minutes, and Prefect ends the run where the server knows it no more.
+        served.client.renew_concurrency_lease(lease_id=lease, lease_duration=300)
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+
+
+@pytest.mark.fault(10, "a worker killed with its stage: their silence is noticed, the stage is sent again, and the run ends")
+def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(served: Served) -> None:
+    """Nobody is left to say that the stage died: the silence of its run says it."""
+    with served.waiting("kill the worker") as (run, fit):
+        running = next(r for r in served.stages() if r.state and r.state.is_running())
+        worker = next(
+            p for p in processes("worker start --pool gpu") if not supervisor(p) and str(served.project).encode() in environ(p)
+        )
+        for process in (worker, *own_processes(running)):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: not alive(fit), "the end of the fit", **LONG)
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+        assert ended.state and ended.state.is_completed(), ended.state
+        assert "no sign of life" in str(served.client.read_flow_run(running.id).state.message)  # type: ignore[union-attr]
+
+
+@pytest.mark.fault(10, "a worker killed as it starts a run: the run that never began is called crashed")
+def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served) -> None:
+    deployment = served.client.read_deployment_by_name("scheduled/augment").id
+    run = served.client.create_flow_run_from_deployment(
+        deployment, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    ).id
+    served.client.set_flow_run_state(run, Pending())  # what a worker does first
+    ended = served.end(run)
+    assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message)
+
+
+def of(served: Served, process: int) -> bool:
+    return str(served.project).encode() in environ(process)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.fault(10, "`tailforge serve` killed in a run and started again: the run is called crashed, and the next one ends")
+def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends(tmp_path: Path, command: Command) -> None:
+    project, home = by_hand(lay(tmp_path / "project", command, families="[naive]")), tmp_path / "home"
+    with serving(project, home) as served, served.waiting("kill it") as (run, _):
+        served.process.kill()
+        until(lambda: not any(of(served, process) for process in processes("")), "the end of all that it had started", **LONG)
+    with serving(project, home) as served:
+        following = served.start("augment")  # at once: it waits until the one before is known to be dead
+        ended = served.end(run)
+        assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message), ended.state
+        ended = served.end(following)
+        assert ended.state and ended.state.message == "v1: no_gain", ended.state
