@@ -102,11 +102,15 @@ def interval(value: dict[str, float] | None, *, sign: bool = False) -> str:
 
 
 def main(project: Path, force: Sequence[str]) -> int:
-    """Run the flow; returns the failed stage's exit status, 1 for another failure."""
+    """Run the flow; returns the failed stage's exit status, 2 where there is no server for it, 1 for another failure."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_worth_reading)
-    with server.at_hand():
-        state = augment(project, force, return_state=True)
+    try:
+        with server.at_hand():
+            state = augment(project, force, return_state=True)
+    except server.Refused as refused:
+        print(f"error: {refused}; {refused.remedy}", file=sys.stderr)
+        return 2
     if state.is_completed():
         return 0
     status = state.result(raise_on_failure=False) if state.is_failed() else 1

@@ -32,6 +32,7 @@ from typing import cast
 
 from flows import device, dvc
 from flows.scheduled import PROJECT
+from flows.server import Refused, reach
 
 PREFECT = [sys.executable, "-m", "prefect"]
 GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to say so
@@ -54,14 +55,6 @@ PASSWORD = Path(".tailforge/password")  # of the server, where AUTH gives none
 DEAD = "tailforge: runs without a sign of life have crashed"
 FLOWS = ("scheduled", "augment", "stage")  # names of ours; a server may have others
 FOUND = "tailforge.run.found"  # the event that a run was under way, as the record has it, when this server started
-
-
-class Refused(RuntimeError):
-    """What was asked for cannot be served; `remedy` says what to do."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.remedy = remedy
 
 
 class Service:
@@ -130,6 +123,7 @@ def work(clone: Path, say: Callable[[str], object] = print) -> None:
     folder `clone`. Ends by an exception (a signal). Raises Refused."""
     if not os.environ.get("PREFECT_API_URL"):
         raise Refused("PREFECT_API_URL is not set", "set it to the address of the server: http://HOST:4200/api")
+    reach()
     _settings()
     os.environ[PROJECT] = str(clone)
     with ExitStack() as stack:

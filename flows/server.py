@@ -9,6 +9,7 @@ neither another user of the machine nor a page in a browser can ask it for anyth
 from __future__ import annotations
 
 import atexit
+import http
 import os
 import secrets
 import socket
@@ -17,17 +18,42 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 
 # What Prefect tells its own temporary server: no pages, and no services but those that record a run.
 TEMPORARY = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
 
+class Refused(RuntimeError):
+    """What was asked of a server cannot be; `remedy` says what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def reach() -> None:
+    """Ask the server that the user has named for its version. Raises Refused where it does not answer or lets nobody in."""
+    address = get_current_settings().api.url
+    with get_client(sync_client=True) as client:
+        if error := client.api_healthcheck():
+            raise Refused(f"{address} does not answer: {error}", "start that server, or unset PREFECT_API_URL")
+        try:
+            client.api_version()
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+                raise
+            raise Refused(f"{address} wants a password", "set PREFECT_API_AUTH_STRING to USER:PASSWORD") from None
+
+
 @contextmanager
 def at_hand() -> Iterator[None]:
-    """Flow runs of this block have a server: the user's, or a temporary one that ends with this process."""
+    """Flow runs of this block have a server: the user's, or a temporary one that ends with this process. Raises Refused."""
     if get_current_settings().api.url is not None:
+        reach()
         yield
         return
     _start()

@@ -38,7 +38,7 @@ def work_for(folder: Path) -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    from flows.serve import Refused
+    from flows.server import Refused
 
     try:
         yield

@@ -12,7 +12,7 @@ import pytest
 from nightly import lay
 from prefect.states import Cancelling
 from released import OTHER, fill
-from served import LONG, SERVE, Served, serving
+from served import LONG, SERVE, Served, free_port, serving
 from toy import alive, until
 
 from flows import git
@@ -106,3 +106,22 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, command: Command, toy
 def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) -> None:
     done = command(sys.executable, "-c", SERVE, "worker", cwd=toy, check=False, PREFECT_API_URL="")
     assert done.returncode == 2 and "PREFECT_API_URL is not set" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("words", [["run", "--force", "first"], ["worker"]])
+@pytest.mark.parametrize("password", ["", "tailforge:guess"])
+def test_who_does_not_know_the_servers_password_is_told_in_a_line(
+    served: Served, command: Command, toy: Path, words: list[str], password: str
+) -> None:
+    variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": password}
+    done = command(sys.executable, "-c", SERVE, *words, cwd=toy, check=False, **variables)
+    assert done.returncode == 2 and "wants a password; set PREFECT_API_AUTH_STRING" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run", "--force", "first"], ["worker"]])
+def test_a_server_that_does_not_answer_is_named_in_a_line(command: Command, toy: Path, words: list[str]) -> None:
+    done = command(
+        sys.executable, "-c", SERVE, *words, cwd=toy, check=False, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api"
+    )
+    assert done.returncode == 2 and "does not answer" in done.stderr and "Traceback" not in done.stderr, done.stderr
