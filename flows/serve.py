@@ -46,6 +46,7 @@ DEFAULTS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
     # In memory they are gone with the server, and Prefect ends a run whose lease is not known any more.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +108,12 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, command: Command, toy
 def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) -> None:
     done = command(sys.executable, "-c", SERVE, "worker", cwd=toy, check=False, PREFECT_API_URL="")
     assert done.returncode == 2 and "PREFECT_API_URL is not set" in done.stderr, done.stderr
+
+
+def test_its_pages_ask_whom_they_came_from(served: Served) -> None:
+    with urllib.request.urlopen(f"{served.url.removesuffix('/api')}/ui-settings") as answer:
+        told = json.load(answer)
+    assert (told["api_url"], told["auth"]) == ("/api", "BASIC")
 
 
 @pytest.mark.parametrize("words", [["run", "--force", "first"], ["worker"]])
