@@ -14,7 +14,8 @@ from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, TaskRun
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.futures import wait
@@ -41,9 +42,12 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
     """Have workers reproduce what has changed of `stages`; a Failed state after the first matrix that failed.
 
     `done` are the stages before, which are up to date. With `remote` workers have clones (flows/elsewhere.py); else they work
-    in the folder `project`. Raises DvcError, GitError.
+    in the folder `project`, where this run is the only one: what a dead one had queued for it is cancelled first. Raises
+    DvcError, GitError.
     """
     run = str(_run().id)
+    where = {"remote": remote, "run": run} if remote else {"project": str(project.absolute())}
+    _cancel(where)
     for _, group in itertools.groupby(stages, _verb):
         names = list(group)
         if not (changed := dvc.changed(project, *names)):
@@ -51,18 +55,19 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
         if remote:
             elsewhere.publish(project, remote, run, [*done, *stages[: stages.index(names[0])]])
         try:
-            futures = [on_worker.submit(name, project, remote, run) for name in changed]
+            futures = [on_worker.submit(name, where) for name in changed]
             wait(futures)
         except BaseException:
-            _cancel()
+            _cancel(where)
             raise
         states = [future.state for future in futures]
-        if wrong := [state for state in states if not state.is_completed()]:
-            return Failed(message="\n".join(str(state.message) for state in wrong))
+        wrong = [state for state in states if not state.is_completed()]
         if remote:
-            for name, state in zip(changed, states, strict=True):
+            for name, state in zip(changed, states, strict=True) if not wrong else ():
                 elsewhere.collect(project, remote, run, name, attempt=state.result())
             elsewhere.forget(project, remote, run)
+        if wrong:
+            return Failed(message="\n".join(str(state.message) for state in wrong))
     return None
 
 
@@ -74,10 +79,10 @@ def _crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     task_run_name="{stage} on a worker", cache_policy=NO_CACHE, persist_result=False, retries=CRASHES,
     retry_condition_fn=_crashed,
 )  # fmt: skip
-def on_worker(stage: str, project: Path, remote: str, run: str) -> State[Any]:
-    """Send a stage to the pool `gpu` and wait for its end; the result is the id of the run that completed. A run that crashed,
-    as with its worker, is sent again, and is another one; one that failed would fail again."""
-    where = {"remote": remote, "run": run} if remote else {"project": str(project.absolute())}
+def on_worker(stage: str, where: dict[str, str]) -> State[Any]:
+    """Send a stage to the pool `gpu`, to be reproduced `where` these parameters say, and wait for its end; the result is the id
+    of the run that completed. A run that crashed, as with its worker, is sent again, and is another one; one that failed would
+    fail again."""
     parameters = {"stage": stage} | where
     sent = cast(FlowRun, run_deployment(REPRODUCE_STAGE, parameters=parameters, timeout=None, poll_interval=POLL))
     state = cast(State[Any], sent.state)
@@ -88,13 +93,14 @@ def on_worker(stage: str, project: Path, remote: str, run: str) -> State[Any]:
     return Failed(message=f"{stage}: {state.name}, {state.message}")
 
 
-def _cancel() -> None:
-    """Ask the server to cancel the runs that this one has sent and that have not ended."""
+def _cancel(where: dict[str, str]) -> None:
+    """Ask the server to cancel the stages that were sent there and have not ended."""
     with get_client(sync_client=True) as client:
-        mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[_run().id]))
-        for child in client.read_flow_runs(flow_run_filter=mine):
-            if child.state is None or not child.state.is_final():
-                client.set_flow_run_state(child.id, Cancelling(), force=True)
+        deployment = client.read_deployment_by_name(REPRODUCE_STAGE)
+        unfinished = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"not_any_": list(TERMINAL_STATES)}}}
+        for sent in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(unfinished)):
+            if where.items() <= sent.parameters.items():
+                client.set_flow_run_state(sent.id, Cancelling(), force=True)
 
 
 def _run() -> FlowRun:

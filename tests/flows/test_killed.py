@@ -88,6 +88,24 @@ def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served) 
     assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message)
 
 
+@pytest.mark.fault(10, "a stage that a dead run had queued: the next run cancels it")
+def test_what_a_dead_run_had_queued_is_cancelled(served: Served) -> None:
+    stage = served.client.read_deployment_by_name("stage/reproduce-stage").id
+    queued, of_others = (
+        served.client.create_flow_run_from_deployment(
+            stage, parameters={"stage": "fit@naive", "project": str(folder)},
+            state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1)),
+        ).id
+        for folder in (served.project / ".tailforge/worktrees/scheduled", served.project.parent / "others")
+    )  # fmt: skip
+    ended = served.end(served.start("augment"))
+    assert ended.state and ended.state.is_completed(), ended.state
+    state = served.end(queued).state
+    assert state and state.is_cancelled()
+    state = served.client.read_flow_run(of_others).state
+    assert state and state.is_scheduled()
+
+
 def of(served: Served, process: int) -> bool:
     return str(served.project).encode() in environ(process)
 
