@@ -76,6 +76,7 @@ ROWS = {
     23: Row("secrets", "in no log and no result"),
     24: Row("torn or hostile input (fuzz)", "one line, or a right result; never a traceback"),
     25: Row("Prefect's server killed in a run", "the run goes on"),
+    26: Row("memory runs out", "the batch is halved, which is said; a fit names what to lower"),
 }
 HEAD = """\
 # Reliability

@@ -134,6 +134,7 @@ def test_a_family_without_such_batches_is_fitted_by_one_process_which_is_said(ca
     assert capsys.readouterr().err == "naive: fitted by one process, its batches cannot be shared\n"
 
 
+@pytest.mark.fault(26, "memory runs out while images are made: blocks are halved, and the images stay")
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
@@ -168,6 +169,7 @@ def test_another_fault_is_not_taken_for_the_end_of_memory() -> None:
         in_blocks(make, torch.arange(3), range(3), 2, (1,))
 
 
+@pytest.mark.fault(26, "memory runs out in a step of a fit: one line names what to lower")
 def test_memory_that_runs_out_in_a_fit_is_one_line() -> None:
     learner = Learner(torch.nn.Linear(1, 1), Optimisation(steps=1, lr=0.1))
 
