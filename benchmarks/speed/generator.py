@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -33,6 +34,7 @@ SIZE, CLASSES = 28, 10
 SECONDS, PLAIN_SECONDS = 40.0, 60.0  # of training
 TRIAL = 30  # steps that tell how many the time allows
 ROWS = 128  # images sampled in each setting: a block
+TIMES = 3  # that it is sampled, for the time
 BATCH = 128
 # As benchmarks.gain has it for 28 x 28 images; what is not here is params.yaml's.
 OURS = {"width": 64, "batch_images": BATCH, "patch": 2, "guidance": "none", "augment": 0.05, "threads": 0, "solver_steps": 8}
@@ -204,10 +206,12 @@ def measure() -> Iterator[Figure]:
     real = np.hstack(list(jury.embed(found.real[0])))
 
     def judged(name: str, evaluations: int, make: Callable[[], Tensor]) -> Setting:
-        began = time.perf_counter()
-        made = images.to_uint8(make())
-        rate = len(made) / (time.perf_counter() - began)
-        return Setting(name, evaluations, rate, *_kid(real, np.hstack(list(jury.embed(made)))))
+        least = math.inf
+        for _ in range(TIMES):
+            began = time.perf_counter()
+            made = images.to_uint8(make())
+            least = min(least, time.perf_counter() - began)
+        return Setting(name, evaluations, len(made) / least, *_kid(real, np.hstack(list(jury.embed(made)))))
 
     def ours_by(of: Any, steps: int) -> Tensor:
         of.config = of.config.model_copy(update={"solver_steps": steps})

@@ -85,7 +85,7 @@ an evaluation does not depend on the weights, so the plain recipe is *lent* weig
 family `diffusion` after as many steps as ours, sampled by DDIM. The KID of `lent` settings is that of these images, their
 speed that of the plain network with as many evaluations. `sampling_ratio` takes the fastest setting without loss of ours and
 of the lent ones; it is of equal quality where `ours_at_least_as_good` is 1. `sampling_ratio_at_their_quality` takes our
-fastest setting that is as good as the best lent one, and is 0 where none is.
+fastest setting that is as good as the best lent one, and is 0 where none is. Each setting's time is the least of three.
 
 FLOP are counted by torch.utils.flop_counter (forward and backward, of multiplications of matrices and convolutions alone). The
 peak is the fastest of several bf16 products of square matrices of 1,024 to 4,096, on the same threads, before and after.
