@@ -24,7 +24,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from flows import device, dvc, elsewhere, git, warm, worktree
+from flows import device, dvc, elsewhere, git, warm, workers, worktree
 from flows.augment import augment
 
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
@@ -49,7 +49,7 @@ def scheduled(
     machines, which have clones (flows/elsewhere.py); without it they work in this worktree.
     """
     home = _folder(project)
-    with worktree.opened(home, get_run_logger().info) as folder:
+    with worktree.opened(home, get_run_logger().info, clear=workers.clear) as folder:
         if if_new and not dvc.changed(folder, "prepare"):
             return Completed(message="no new data")
         with warm.process(folder, grace=GRACE):
@@ -67,7 +67,7 @@ def scheduled(
 def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = "") -> dvc.Outcome | State[Any]:
     """Reproduce one stage on this worker's device: of the project in the folder `project`, else of TAILFORGE_PROJECT.
 
-    With `remote` the stage is one of the run `run` on another machine, and TAILFORGE_PROJECT a clone.
+    With `remote` the stage is one of the run `run` on another machine, `project` a folder there, and TAILFORGE_PROJECT a clone.
     """
     log = get_run_logger().info
     try:

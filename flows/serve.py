@@ -32,12 +32,13 @@ from typing import cast
 
 from flows import device, dvc
 from flows.scheduled import PROJECT
-from flows.server import Refused, reach
+from flows.server import Away, Refused, reach
 
 PREFECT = [sys.executable, "-m", "prefect"]
 GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to say so
 START = 120.0  # seconds in which a server has to answer
 LOOK = 1.0  # seconds between two looks at the processes
+PAUSE = 5.0  # seconds between two questions to a server that does not answer
 RUNS = 4  # whole runs that the worker of `cpu` may have begun; they wait for one another
 HEARTBEAT = 30  # seconds between signs of life of a run, which Prefect does not allow to be fewer
 SILENCE = 3 * HEARTBEAT  # seconds without one after which a run is dead
@@ -46,7 +47,7 @@ DEFAULTS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
+    "PREFECT_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
     # In memory they are gone with the server, and Prefect ends a run whose lease is not known any more.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -124,7 +125,7 @@ def work(clone: Path, say: Callable[[str], object] = print) -> None:
     folder `clone`. Ends by an exception (a signal). Raises Refused."""
     if not os.environ.get("PREFECT_API_URL"):
         raise Refused("PREFECT_API_URL is not set", "set it to the address of the server: http://HOST:4200/api")
-    reach()
+    _await_elsewhere(say)
     _settings()
     os.environ[PROJECT] = str(clone)
     with ExitStack() as stack:
@@ -171,6 +172,19 @@ def _gpu(folder: Path) -> list[Service]:
         own = {} if name == "cpu" else {"CUDA_VISIBLE_DEVICES": name}
         found.append(Service(f"gpu-{name}", _worker("gpu", f"{host}-gpu-{name}", 1), folder, **own, **{device.VARIABLE: name}))
     return found
+
+
+def _await_elsewhere(say: Callable[[str], object]) -> None:
+    """Wait for the server that the user has named, which may start after its workers. Raises Refused."""
+    said = False
+    while True:
+        try:
+            return reach()
+        except Away as away:
+            if not said:
+                say(f"{away}; waiting for it")
+            said = True
+        time.sleep(PAUSE)
 
 
 def _await(server: Service, address: str) -> None:

@@ -9,7 +9,6 @@ neither another user of the machine nor a page in a browser can ask it for anyth
 from __future__ import annotations
 
 import atexit
-import http
 import os
 import secrets
 import socket
@@ -21,7 +20,13 @@ from contextlib import contextmanager
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 
 # What Prefect tells its own temporary server: no pages, and no services but those that record a run.
 TEMPORARY = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -35,18 +40,20 @@ class Refused(RuntimeError):
         self.remedy = remedy
 
 
+class Away(Refused):
+    """The server that the user has named does not answer, or not as Prefect's of this version does."""
+
+
 def reach() -> None:
-    """Ask the server that the user has named for its version. Raises Refused where it does not answer or lets nobody in."""
-    address = get_current_settings().api.url
-    with get_client(sync_client=True) as client:
-        if error := client.api_healthcheck():
-            raise Refused(f"{address} does not answer: {error}", "start that server, or unset PREFECT_API_URL")
+    """See that the server that the user has named is there and lets this user in. Raises Refused, Away."""
+    quick = {PREFECT_API_REQUEST_TIMEOUT: 10.0, PREFECT_CLIENT_MAX_RETRIES: 1}
+    with temporary_settings(quick), get_client(sync_client=True) as client:
         try:
-            client.api_version()
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code not in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-                raise
-            raise Refused(f"{address} wants a password", "set PREFECT_API_AUTH_STRING to USER:PASSWORD") from None
+            client.raise_for_api_version_mismatch()
+        except PrefectHTTPStatusError:  # 401; Prefect makes one error of all others
+            raise Refused("Prefect's server wants another password", "set PREFECT_API_AUTH_STRING to USER:PASSWORD") from None
+        except RuntimeError as error:
+            raise Away(str(error), "set PREFECT_API_URL to that of a running server, http://HOST:4200/api") from None
 
 
 @contextmanager

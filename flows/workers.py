@@ -6,27 +6,29 @@ Each is a run of the deployment `reproduce-stage`. The run that sends them fails
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import State, Task, task
+from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, TaskRun
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.futures import wait
 from prefect.states import Cancelling, Completed, Failed
 
-from flows import dvc, elsewhere
+from flows import dvc, elsewhere, git
 
 DEVICE = ("fit", "sample", "train_real", "train_synthetic", "train_ensemble")
 REPRODUCE_STAGE = "stage/reproduce-stage"  # of prefect.yaml
 CRASHES = 2  # of one stage on workers, after which it counts as failed
 POLL = 2.0  # seconds between two looks at a run on a worker
+END = 30.0  # seconds, besides those that a stage has, in which a worker says that it is cancelled
 
 
 class StageCrashed(RuntimeError):
@@ -42,12 +44,10 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
     """Have workers reproduce what has changed of `stages`; a Failed state after the first matrix that failed.
 
     `done` are the stages before, which are up to date. With `remote` workers have clones (flows/elsewhere.py); else they work
-    in the folder `project`, where this run is the only one: what a dead one had queued for it is cancelled first. Raises
-    DvcError, GitError.
+    in the folder `project`. Raises DvcError, GitError.
     """
     run = str(_run().id)
-    where = {"remote": remote, "run": run} if remote else {"project": str(project.absolute())}
-    _cancel(where)
+    where = _sent_for(project) | ({"remote": remote, "run": run} if remote else {})
     for _, group in itertools.groupby(stages, _verb):
         names = list(group)
         if not (changed := dvc.changed(project, *names)):
@@ -62,13 +62,30 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
             raise
         states = [future.state for future in futures]
         wrong = [state for state in states if not state.is_completed()]
-        if remote:
-            for name, state in zip(changed, states, strict=True) if not wrong else ():
+        if remote and wrong:
+            try:
+                elsewhere.forget(project, remote, run)
+            except git.GitError as error:  # the stage's own lines say more
+                get_run_logger().warning("branches of this run are left at %s: %s", remote, error)
+        elif remote:
+            for name, state in zip(changed, states, strict=True):
                 elsewhere.collect(project, remote, run, name, attempt=state.result())
             elsewhere.forget(project, remote, run)
         if wrong:
             return Failed(message="\n".join(str(state.message) for state in wrong))
     return None
+
+
+def clear(project: Path) -> None:
+    """Cancel what a run that is no more has sent for `project`, where one run works at a time, and wait for its end: a stage
+    that begins later would work beside the next run's, or in what that has checked out."""
+    deadline = time.monotonic() + dvc.GRACE + END
+    if left := _cancel(_sent_for(project)):
+        get_run_logger().info("cancelled %d stages of a run that is no more", left)
+    # One whose worker died with it ends by its silence, long after; nothing of it works here.
+    while left and time.monotonic() < deadline:
+        time.sleep(POLL)
+        left = _cancel(_sent_for(project))
 
 
 def _crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -93,14 +110,28 @@ def on_worker(stage: str, where: dict[str, str]) -> State[Any]:
     return Failed(message=f"{stage}: {state.name}, {state.message}")
 
 
-def _cancel(where: dict[str, str]) -> None:
-    """Ask the server to cancel the stages that were sent there and have not ended."""
+def _sent_for(project: Path) -> dict[str, str]:
+    """Parameters that a stage has that was sent for the folder `project`."""
+    return {"project": str(project.absolute())}
+
+
+def _cancel(where: dict[str, str]) -> int:
+    """Ask the server to cancel the stages with these parameters among theirs that have not ended; how many there are."""
+    flow, _, deployment = REPRODUCE_STAGE.partition("/")
+    of_flow = FlowFilter.model_validate({"name": {"any_": [flow]}})
+    of_deployment = DeploymentFilter.model_validate({"name": {"any_": [deployment]}})
+    unfinished = FlowRunFilter.model_validate({"state": {"type": {"not_any_": list(TERMINAL_STATES)}}})
+    found: list[FlowRun] = []
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(REPRODUCE_STAGE)
-        unfinished = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"not_any_": list(TERMINAL_STATES)}}}
-        for sent in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(unfinished)):
-            if where.items() <= sent.parameters.items():
-                client.set_flow_run_state(sent.id, Cancelling(), force=True)
+        while page := client.read_flow_runs(
+            flow_filter=of_flow, deployment_filter=of_deployment, flow_run_filter=unfinished, offset=len(found)
+        ):
+            found += page
+        sent = [run for run in found if where.items() <= run.parameters.items()]
+        for run in sent:
+            if not (run.state and run.state.type == StateType.CANCELLING):
+                client.set_flow_run_state(run.id, Cancelling())
+    return len(sent)
 
 
 def _run() -> FlowRun:

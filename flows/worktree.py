@@ -28,9 +28,15 @@ FOLDERS = (("data", "path"), ("external", "path"))  # of params.yaml
 
 @contextmanager
 def opened(
-    project: Path, log: Callable[[str], object] = print, *, revision: str = "HEAD", name: str = "scheduled"
+    project: Path,
+    log: Callable[[str], object] = print,
+    *,
+    revision: str = "HEAD",
+    name: str = "scheduled",
+    clear: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[Path]:
-    """The worktree at `revision` of the project, with its results in place. Waits while another run works in it.
+    """The worktree at `revision` of the project, with its results in place. Waits while another run works in it; `clear` ends
+    what a dead one may have left to do there.
 
     Raises GitError, DvcError.
     """
@@ -39,6 +45,7 @@ def opened(
     with _alone(tree.with_name(f"{name}.lock"), log):
         head = git.ask(project, "rev-parse", revision).strip()
         folder = tree / git.ask(project, "rev-parse", "--show-prefix").strip()
+        clear(folder)
         if folder.is_dir():
             dvc.settle(folder, log)
         if not (tree / ".git").exists():

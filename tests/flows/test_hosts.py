@@ -98,6 +98,11 @@ def test_a_host_that_wakes_up_too_late_changes_nothing(tmp_path: Path, command: 
         assert heads(project, "origin")[-1].endswith(f"--fit-naive--{late.id}")
         assert (fits(slow), fits(quick)) == (["naive"], ["naive"])
         released(served, (project / ".tailforge/worktrees/scheduled/data/prepared.txt").read_text())
+        served.change("fail")
+        (slow / "control/fail").write_text("")
+        ended = served.end(served.start("augment"))
+        assert ended.state and ended.state.is_failed() and "no luck today" in str(ended.state.message), ended.state
+        assert len(heads(project, "origin")) == 2, "branches of the run that failed"
 
 
 @contextmanager
@@ -134,7 +139,7 @@ def reaches(inside: Sequence[str], url: str) -> bool:
     return subprocess.run([*inside, sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-def test_a_host_with_a_network_of_its_own_does_the_stages_and_leaves_no_branch(tmp_path: Path, command: Command) -> None:
+def test_a_host_with_a_network_of_its_own_does_the_stages(tmp_path: Path, command: Command) -> None:
     project, host = by_hand(lay(tmp_path / "project", command), "origin"), tmp_path / "host"
     clone(project, command, host / "clone")
     with (
@@ -150,8 +155,3 @@ def test_a_host_with_a_network_of_its_own_does_the_stages_and_leaves_no_branch(t
         released(served, (host / "clone/.tailforge/worktrees/stage-cpu/data/prepared.txt").read_text())
         assert heads(project, "origin") == heads(host / "clone", ".") == ["refs/heads/main"]
         assert dvc.cache(host / "clone") != dvc.cache(project) and not (host / "clone/source").exists()
-        served.change("fail")
-        (host / "control/fail").write_text("")
-        ended = served.end(served.start("augment"))
-        assert ended.state and ended.state.is_failed() and "no luck today" in str(ended.state.message), ended.state
-        assert heads(project, "origin") == ["refs/heads/main"]

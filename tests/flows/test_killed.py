@@ -88,22 +88,41 @@ def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served) 
     assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message)
 
 
-@pytest.mark.fault(10, "a stage that a dead run had queued: the next run cancels it")
-def test_what_a_dead_run_had_queued_is_cancelled(served: Served) -> None:
+@pytest.mark.fault(10, "a stage that a dead run had queued, for this machine or another: the next run cancels it")
+@pytest.mark.parametrize("where", [{}, {"remote": "origin", "run": "dead"}])
+def test_what_a_dead_run_had_queued_is_cancelled(served: Served, where: dict[str, str]) -> None:
     stage = served.client.read_deployment_by_name("stage/reproduce-stage").id
     queued, of_others = (
         served.client.create_flow_run_from_deployment(
-            stage, parameters={"stage": "fit@naive", "project": str(folder)},
+            stage,
+            parameters={"stage": "fit@naive", "project": str(folder)} | where,
             state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1)),
         ).id
         for folder in (served.project / ".tailforge/worktrees/scheduled", served.project.parent / "others")
-    )  # fmt: skip
-    ended = served.end(served.start("augment"))
+    )
+    ended = served.end(served.start("augment-on-new-data"))
     assert ended.state and ended.state.is_completed(), ended.state
-    state = served.end(queued).state
+    state = served.client.read_flow_run(queued).state
     assert state and state.is_cancelled()
     state = served.client.read_flow_run(of_others).state
     assert state and state.is_scheduled()
+
+
+@pytest.mark.fault(10, "a run killed while its stage is on a worker: the next run cancels that, and begins when it is gone")
+def test_a_stage_that_outlives_its_run_is_cancelled_by_the_next(served: Served) -> None:
+    with served.waiting("kill the run") as (run, fit):
+        for process in own_processes(served.client.read_flow_run(run)):
+            os.kill(process, signal.SIGKILL)
+        ended = served.end(run)
+        assert ended.state and ended.state.is_crashed() and alive(fit)
+        outlived, before = served.stages()[0], len(served.fits())
+        following = served.start("augment")
+        until(lambda: len(served.fits()) > before, "the fit of the next run", **LONG)
+        assert not alive(fit)
+        state = served.client.read_flow_run(outlived.id).state
+        assert state and state.is_cancelled()
+    ended = served.end(following)
+    assert ended.state and ended.state.is_completed(), ended.state
 
 
 def of(served: Served, process: int) -> bool:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from nightly import lay
 from prefect.states import Cancelling
 from released import OTHER, fill
-from served import LONG, SERVE, Served, free_port, serving
-from toy import alive, until
+from served import LONG, SERVE, Served, free_port, processes, serving
+from toy import ROOT, alive, until
 
 from flows import git
 
@@ -110,6 +112,18 @@ def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) ->
     assert done.returncode == 2 and "PREFECT_API_URL is not set" in done.stderr, done.stderr
 
 
+@pytest.mark.fault(19, "the served server listens on 127.0.0.1 alone, and makes a password that only its user can read")
+def test_it_listens_here_alone_and_makes_its_password(served: Served) -> None:
+    port = urlsplit(served.url).port
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    assert {row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")} == {f"0100007F:{port:04X}"}
+    file = served.project / ".tailforge/password"
+    assert file.stat().st_mode & 0o777 == 0o600 and len(served.password) > 40
+    secret = served.password.partition(":")[2]
+    assert secret not in served.output.read_text(errors="replace")
+    assert not any(secret.encode() in Path(f"/proc/{p}/cmdline").read_bytes() for p in processes(str(port)))
+
+
 def test_its_pages_ask_whom_they_came_from(served: Served) -> None:
     with urllib.request.urlopen(f"{served.url.removesuffix('/api')}/ui-settings") as answer:
         told = json.load(answer)
@@ -123,13 +137,30 @@ def test_who_does_not_know_the_servers_password_is_told_in_a_line(
 ) -> None:
     variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": password}
     done = command(sys.executable, "-c", SERVE, *words, cwd=toy, check=False, **variables)
-    assert done.returncode == 2 and "wants a password; set PREFECT_API_AUTH_STRING" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line != "error: the run failed; the lines above say why"]
+    assert done.returncode == 2 and len(said) == 1, done.stderr
+    assert said[0].endswith("wants another password; set PREFECT_API_AUTH_STRING to USER:PASSWORD")
 
 
-@pytest.mark.parametrize("words", [["run", "--force", "first"], ["worker"]])
-def test_a_server_that_does_not_answer_is_named_in_a_line(command: Command, toy: Path, words: list[str]) -> None:
+def test_a_run_names_the_server_that_does_not_answer(command: Command, toy: Path) -> None:
+    address = f"http://user:secret@127.0.0.1:{free_port()}/api"
     done = command(
-        sys.executable, "-c", SERVE, *words, cwd=toy, check=False, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api"
-    )
-    assert done.returncode == 2 and "does not answer" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        sys.executable, "-c", SERVE, "run", "--force", "first", cwd=toy, check=False, PREFECT_API_URL=address
+    )  # fmt: skip
+    assert done.returncode == 2 and "Failed to reach API at http://127.0.0.1" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "secret" not in done.stdout + done.stderr
+
+
+def test_a_worker_waits_for_the_server_that_does_not_answer(tmp_path: Path, toy: Path) -> None:
+    environment = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "PYTHONPATH": str(ROOT)}
+    output = tmp_path / "output"
+    with open(output, "wb") as stream:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "worker"], cwd=toy, env=environment, stdout=stream, stderr=stream
+        )
+    try:
+        until(lambda: "waiting for it" in output.read_text(), "its line", **LONG)
+    finally:
+        worker.terminate()
+        worker.wait()
+    assert "Traceback" not in output.read_text()
