@@ -49,6 +49,11 @@ def holds(folder: Path, revision: str) -> bool:
     return True
 
 
+def precedes(folder: Path, earlier: str, later: str) -> bool:
+    """Whether the commit `later` is `earlier` or comes after it. Raises GitError where one of them is not there."""
+    return not ask(folder, "rev-list", "--max-count=1", earlier, f"^{later}").strip()
+
+
 def snapshot(folder: Path, files: Sequence[str], message: str) -> str:
     """A commit of HEAD with these files as they are now, of which no branch and no index knows; its hash. Raises GitError."""
     with tempfile.TemporaryDirectory() as temporary:

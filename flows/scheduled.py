@@ -57,7 +57,7 @@ def scheduled(
         if not state.is_completed():
             return Failed(message=state.message)
         made = release(folder, push or bool(remote))
-        merge(home, made["tag"])
+        merge(home, made["tag"] if git.precedes(folder, "HEAD", made["tag"]) else git.ask(folder, "rev-parse", "HEAD").strip())
         if remote:
             share(folder, remote, made["tag"])
     return Completed(message=f"{made['name']}: {made['verdict']}{'' if made['new'] else ', as before'}")
@@ -96,14 +96,15 @@ def release(folder: Path, push: bool) -> dict[str, Any]:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def merge(project: Path, tag: str) -> None:
-    """Bring the release into the project's branch and its results into place; where that cannot be, say how to do it."""
+def merge(project: Path, revision: str) -> None:
+    """Bring what was committed into the project's branch and its results into place; where that cannot be, say how to do it."""
+    log = get_run_logger().warning
     try:
-        worktree.keep(project, tag)
+        worktree.keep(project, revision)
     except git.GitError as error:
-        get_run_logger().warning("%s is not merged into the project (%s): run `git merge %s` there", tag, error, tag)
+        log("%s is not merged into the project (%s): run `git merge %s` there", revision, error, revision)
     except dvc.DvcError as error:
-        get_run_logger().warning("%s is merged, its results are not in place (%s): run `dvc checkout` there", tag, error)
+        log("%s is merged, its results are not in place (%s): run `dvc checkout` there", revision, error)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

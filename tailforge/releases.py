@@ -22,7 +22,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-from flows import dvc
+from flows import dvc, git
 from pipeline import export, work
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError, InputError
@@ -30,7 +30,8 @@ from tailforge import project, records, running, tags
 from tailforge.records import POOLS, VERDICTS
 
 RECORD, CHANGES = "release.json", "CHANGELOG.md"
-FILES = ("dvc.yaml", "dvc.lock", "params.yaml", "metrics.json", "gains.csv", "data/lists", RECORD, CHANGES)
+STATE = ("dvc.yaml", "dvc.lock", "params.yaml", "metrics.json", "gains.csv", "data/lists")
+FILES = (*STATE, RECORD, CHANGES)
 HEADING = "## Dataset releases"
 RUNS, METRICS = "data/runs/", "metrics.json"
 MARKUP, _ESCAPED = re.compile(r"([\\`*_<>\[\]&|])"), r"\\\1"  # of Markdown, which a class name may hold
@@ -75,7 +76,8 @@ class Release:
 
 
 def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
-    """The release of the state of the project in `folder`, and whether it is new: a state is released once.
+    """The release of the results of the project in `folder`, and whether it is new: results are released once. Where other
+    settings or other code have led to results that a release has, what led to them is committed without a tag.
 
     With `push` DVC's remote has its data before the release is there. Raises InputError, and leaves everything, where the
     state is not whole: changed since the last run, or not in DVC's cache.
@@ -90,6 +92,8 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
                 dvc.push(folder)
         known = listed(folder)
         if same := [release for release in known if release.record["outs"] == outs]:
+            if not _leads_to(folder, same[0]):
+                tags.commit(folder, STATE, f"Results of {same[0].tag}")
             return same[0], False
         version = 1 + max(tags.read(folder).versions, default=0)
         text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
@@ -239,6 +243,12 @@ def _state(folder: Path) -> dict[str, str]:
     with _refusals("then run `tailforge run`"):
         dvc.contents(folder, [md5 for path, md5 in outs.items() if path != METRICS], fetch=False)
     return outs
+
+
+def _leads_to(folder: Path, release: Release) -> bool:
+    """Whether the last commit comes before `release` or is it, and the files of the run are as they are there."""
+    ahead = git.precedes(folder, "HEAD", release.commit)
+    return ahead and not tags.ask(folder, "diff", "--name-only", release.commit, "--", *STATE)
 
 
 def _counted(folder: Path, outs: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:

@@ -62,7 +62,10 @@ def promote(folder: Path, number: int, commit: str, message: str) -> None:
 
 
 def commit(folder: Path, files: Sequence[str], message: str) -> None:
-    """Commit `files`, and what lies in folders among them, as they are; what is changed or staged beside them stays so."""
+    """Commit `files`, and what lies in folders among them, as they are; what is changed or staged beside them stays so. Where
+    the last commit has them so, there is none."""
+    if not ask(folder, "status", "--porcelain", "--", *files):
+        return
     listed = ("ls-files", "-z", "--exclude-standard")
     new = ask(folder, *listed, "--others", "--", *files).split("\0")[:-1]
     if new:

@@ -118,9 +118,21 @@ def test_the_same_state_is_released_once(known: Path, command: Command) -> None:
     assert said == "this state is v3 (dataset@v3.0.0) already: no new release\n"
     assert json.loads(command(*MAIN, "release", "--json", cwd=known).stdout)["new"] is False
     run(known, command, OTHER, "gain", 0.02)  # what v2 holds, again
+    (known / "notes.md").write_text("changed\n")
+    for _ in range(2):
+        release, new = releases.make(known)
+        assert (release.name, new) == ("v2", False)
+        assert (commits(known), tagged(known)) == (["Results of dataset@v2.0.0", *before[0]], before[1])
+        assert tags.ask(known, "status", "--porcelain") == " M notes.md\n"
+    for file in ("dvc.lock", "metrics.json"):
+        assert tags.text(known, "HEAD", file) == tags.text(known, release.tag, file)
+
+
+def test_what_a_release_ahead_of_the_branch_holds_is_not_committed_beside_it(known: Path, command: Command) -> None:
+    command("git", "reset", "--quiet", "--soft", "dataset@v2.0.0", cwd=known)
+    before = commits(known)
     release, new = releases.make(known)
-    assert (release.name, new) == ("v2", False)
-    assert (commits(known), tagged(known)) == before
+    assert (release.name, new) == ("v3", False) and commits(known) == before
 
 
 def test_only_a_gain_is_promoted_as_gto_reads_it(three: Path, command: Command) -> None:

@@ -19,7 +19,7 @@ from released import OTHER, fill
 from served import LONG, SERVE, Served, free_port, processes, serving
 from toy import ROOT, alive, until
 
-from flows import git
+from flows import dvc, git
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,6 +57,18 @@ def test_nothing_happens_without_new_data_and_an_event_brings_them(served: Serve
     )  # fmt: skip
     until(lambda: "dataset@v2.0.0" in git.ask(served.project, "log", "-1", "--format=%D"), "the second release", **LONG)
     assert len(served.fits()) == before + 2
+
+
+def test_a_setting_that_changes_no_result_comes_into_the_project_without_a_release(served: Served) -> None:
+    before, released = len(served.fits()), git.ask(served.project, "tag")
+    settings = served.project / "params.yaml"
+    settings.write_text(settings.read_text().replace("seed: 0", "seed: 1"))
+    git.ask(served.project, "commit", "--quiet", "--all", "--message", "seed 1")
+    run = served.end(served.start("augment"))
+    assert run.state and run.state.message == "v2: no_gain, as before", served.output.read_text()
+    assert len(served.fits()) == before and git.ask(served.project, "tag") == released
+    assert "seed: 1" in git.ask(served.project, "show", "HEAD:dvc.lock")
+    assert not git.ask(served.project, "status", "--porcelain") and not dvc.changed(served.project)
 
 
 def test_evaluation_alone_fits_nothing(served: Served) -> None:
