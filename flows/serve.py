@@ -6,7 +6,7 @@
 
 Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
 again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
-worker sends no more heartbeats, and an automation of the server's calls it crashed (`_declare_the_dead`).
+worker is called crashed for its silence (flows/silence.py).
 
 Prefect's server believes whoever reaches it, and a page in a browser reaches this machine: by a request across origins, by a
 WebSocket, or under a name that its owner has pointed here (DNS rebinding). So the server always has a password, which stands
@@ -15,6 +15,7 @@ in a header that no page can know; where the user has given none it is made once
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -26,13 +27,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
-from flows import device, dvc
+from prefect.context import refresh_global_settings_context
+
+from flows import device, dvc, silence
 from flows.scheduled import PROJECT
-from flows.server import Away, Refused, reach
+from flows.server import HEARTBEAT, Away, Refused, reach
 
 PREFECT = [sys.executable, "-m", "prefect"]
 GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to say so
@@ -40,11 +42,8 @@ START = 120.0  # seconds in which a server has to answer
 LOOK = 1.0  # seconds between two looks at the processes
 PAUSE = 5.0  # seconds between two questions to a server that does not answer
 RUNS = 4  # whole runs that the worker of `cpu` may have begun; they wait for one another
-HEARTBEAT = 30  # seconds between signs of life of a run, which Prefect does not allow to be fewer
-SILENCE = 3 * HEARTBEAT  # seconds without one after which a run is dead
 DEFAULTS = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
@@ -54,9 +53,6 @@ DEFAULTS = {
 }
 AUTH, ORIGINS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 PASSWORD = Path(".tailforge/password")  # of the server, where AUTH gives none
-DEAD = "tailforge: runs without a sign of life have crashed"
-FLOWS = ("scheduled", "augment", "stage")  # names of ours; a server may have others
-FOUND = "tailforge.run.found"  # the event that a run was under way, as the record has it, when this server started
 
 
 class Service:
@@ -109,7 +105,9 @@ def serve(
     password = _password(project) if made else os.environ[AUTH]
     os.environ |= {"PREFECT_API_URL": address, AUTH: password, "PREFECT_API_AUTH_STRING": password, PROJECT: str(project)}
     os.environ.setdefault(ORIGINS, ",".join(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")))
-    server = Service("server", [*PREFECT, "server", "start", "--host", host, "--port", str(port)], project)
+    refresh_global_settings_context()
+    command = [sys.executable, "-m", "flows.collector", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    server = Service("server", command, project)
     with ExitStack() as stack:
         stack.callback(server.stop)
         server.start()
@@ -117,7 +115,7 @@ def serve(
         _prepare(project, deployments)
         cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project)
         say(f"serving {project} at {address.removesuffix('/api')}, password in {PASSWORD if made else AUTH}")
-        _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say)
+        _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say, silence.Silence())
 
 
 def work(clone: Path, say: Callable[[str], object] = print) -> None:
@@ -144,9 +142,10 @@ def _refuse(host: str, port: int) -> None:
 
 
 def _settings() -> None:
-    """What the user has set counts."""
+    """What the user has set counts, but for heartbeats, which all machines have to send alike."""
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT)
 
 
 def _password(project: Path) -> str:
@@ -201,7 +200,7 @@ def _await(server: Service, address: str) -> None:
 
 
 def _prepare(project: Path, deployments: Path) -> None:
-    """Pools, deployments and the automation, brought up to date."""
+    """Pools and deployments, brought up to date."""
     for command in (
         *(["work-pool", "create", pool, "--type", "process", "--overwrite"] for pool in ("cpu", "gpu")),
         ["--no-prompt", "deploy", "--all", "--prefect-file", str(deployments)],
@@ -211,62 +210,33 @@ def _prepare(project: Path, deployments: Path) -> None:
         )
         if done.returncode:
             raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "mend it")
-    _declare_the_dead()
+    _forget_automation()
 
 
-def _declare_the_dead() -> None:
-    """Have the server call a run crashed that sends no heartbeats any more, or was taken and never sent one, so that whoever
-    waits for it hears of it.
-
-    A server knows nothing of heartbeats to one before it. Each run that was under way then is therefore told of by an event,
-    and has as long as any to show that it lives.
-    """
+def _forget_automation() -> None:
+    """Versions before this one had the server itself judge by heartbeats."""
     from prefect.automations import Automation
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.objects import StateType
-    from prefect.context import refresh_global_settings_context
-    from prefect.events import Event, Resource
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import EventTrigger, Posture
 
-    refresh_global_settings_context()
-    ends = ("Completed", "Failed", "Cancelled", "Crashed")
-    beats = EventTrigger(
-        after={"prefect.flow-run.Pending", "prefect.flow-run.heartbeat", FOUND},
-        expect={f"prefect.flow-run.{sign}" for sign in ("Running", "heartbeat", *ends)},
-        match={"prefect.resource.id": ["prefect.flow-run.*"]},
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=timedelta(seconds=SILENCE),
-    )
-    said = f"no sign of life for {SILENCE} s: its process is gone"
-    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=said, force=False)
-    automation = Automation(name=DEAD, trigger=beats, actions=[crashed])
-    try:
-        known = cast(Automation, Automation.read(name=DEAD))
-    except ValueError:  # Prefect's way to say that there is none
-        automation.create()
-    else:
-        automation.id = known.id
-        automation.update()
-    types = filters.FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(FLOWS))),
-            flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=types)),
-        )
-        found = [Event(event=FOUND, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})) for run in runs]
-        client.request("POST", "/events", json=[event.model_dump(mode="json") for event in found]).raise_for_status()
+    with contextlib.suppress(ValueError):  # Prefect's way to say that there is none
+        cast(Automation, Automation.read(name="tailforge: runs without a sign of life have crashed")).delete()
 
 
-def _watch(stack: ExitStack, services: Sequence[Service], running: Sequence[Service], say: Callable[[str], object]) -> None:
+def _watch(
+    stack: ExitStack,
+    services: Sequence[Service],
+    running: Sequence[Service],
+    say: Callable[[str], object],
+    runs: silence.Silence | None = None,
+) -> None:
     for service in services:
         stack.callback(service.stop)
         service.start()
+    looked = time.monotonic()
     while True:
         time.sleep(LOOK)
+        if runs and time.monotonic() - looked >= silence.PAUSE:
+            runs.look(say)
+            looked = time.monotonic()
         for service in (*running, *services):
             if (status := service.ended()) is not None:
                 say(f"{service.name} ended with exit status {status} and is started again")

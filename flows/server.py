@@ -28,6 +28,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+HEARTBEAT = 30  # seconds between signs of life of a run, of which Prefect allows no fewer
 # What Prefect tells its own temporary server: no pages, and no services but those that record a run.
 TEMPORARY = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
@@ -61,7 +62,8 @@ def at_hand() -> Iterator[None]:
     """Flow runs of this block have a server: the user's, or a temporary one that ends with this process. Raises Refused."""
     if get_current_settings().api.url is not None:
         reach()
-        yield
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT}):  # as of all runs there (flows/silence.py)
+            yield
         return
     _start()
     # Heartbeats would tell a server that outlives the flow that it died; their thread takes a second to end.
@@ -74,7 +76,7 @@ def _start() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         command = [
-            sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+            sys.executable, "-m", "flows.collector", "uvicorn", "--factory", "prefect.server.api.server:create_app",
             "--fd", str(listener.fileno()), "--log-level", "error", "--lifespan", "on",
         ]  # fmt: skip
         address, password = f"http://127.0.0.1:{listener.getsockname()[1]}", secrets.token_urlsafe(32)

@@ -123,6 +123,11 @@ def test_a_stage_that_outlives_its_run_is_cancelled_by_the_next(served: Served) 
         assert state and state.is_cancelled()
     ended = served.end(following)
     assert ended.state and ended.state.is_completed(), ended.state
+    until(
+        lambda: not any(r.state.is_running() for r in served.client.read_flow_runs(limit=200) if r.state),
+        "what was in the dead run's process",
+        **LONG,
+    )
 
 
 def of(served: Served, process: int) -> bool:
