@@ -5,7 +5,8 @@ drawn from U(0, T), where T is what the quickest run took, one thing of VICTIMS 
 followed by another of the same commit, so that each commit ends as a release. After each run the processes, their memory and
 what lies on the disk are measured; at last some commits are run undisturbed elsewhere, and their hashes compared.
 
-Exit status 1 where one of `verdicts` does not hold. Twenty runs or more write docs/soak.md.
+Exit status 1 where one of `verdicts` does not hold. Twenty runs or more write docs/soak.md. What `tailforge serve` said is in
+LOG until the next soak.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from flows import dvc, git, serve
 from tailforge import project, settings
 
 PAGE = Path("docs/soak.md")
+LOG = Path(".tailforge/soak.log")  # what `tailforge serve` said in the last soak
 WHOLE = 20  # runs from which the page is written
 COMPARED = 2  # commits that are run undisturbed
 ATTEMPTS = 4  # runs of one commit before it counts as lost
@@ -53,6 +55,7 @@ class Told:
     commit: str
     moment: float = 0.0
     ends: list[str] = field(default_factory=list)
+    why: list[str] = field(default_factory=list)  # of those that did not complete
     seconds: float = 0.0
     release: str = ""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -73,10 +76,10 @@ class Measured:
 
 
 class Served:
-    """A project in `folder` and its `tailforge serve`, which may be killed and started again."""
+    """A project in `folder` and its `tailforge serve`, which may be killed and started again; it says all to `log`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.project, self.home, self.temporary, self.log = (folder / n for n in ("project", "home", "tmp", "log"))
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.project, self.home, self.temporary, self.log = *(folder / n for n in ("project", "home", "tmp")), log
         for place in (self.home, self.temporary):
             place.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -85,14 +88,15 @@ class Served:
     def start(self) -> None:
         """Start it and wait for its workers."""
         own = {"PREFECT_HOME": str(self.home), "TMPDIR": str(self.temporary), "CUDA_VISIBLE_DEVICES": ""}
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
+            before = log.tell()
             self.process = subprocess.Popen(
                 [*kills.TAILFORGE, "serve", "--port", str(self.port)], cwd=self.project, env=dvc.environment() | own,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        until(lambda: self.log.read_bytes().count(b"started!") >= 2 or self.process.poll() is not None, 2 * SETTLE)
+        until(lambda: self.log.read_bytes()[before:].count(b"started!") >= 2 or self.process.poll() is not None, 2 * SETTLE)
         if self.process.poll() is not None:
-            raise RuntimeError(self.log.read_text(errors="replace")[-2000:])
+            raise RuntimeError(f"tailforge serve ended: {self.log}")
 
     def processes(self) -> list[Process]:
         return processes.of(str(self.home))
@@ -130,6 +134,10 @@ class Served:
         """The name of the state in which the run has ended, empty while it has not."""
         state = self.ask(f"flow_runs/{run}")["state"]
         return str(state["name"]) if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else ""
+
+    def why(self, run: str) -> str:
+        """What was last said of the run, on one line."""
+        return " ".join(str(self.ask(f"flow_runs/{run}")["state"]["message"]).split())
 
     def measured(self, usual: int) -> Measured:
         """All is quiet when there are as many processes as are `usual`."""
@@ -197,6 +205,8 @@ def one(served: Served, number: int, victim: str, rng: random.Random, whole: flo
         while not (end := served.end(run)) and time.monotonic() < deadline:
             time.sleep(1.0)
         told.ends.append(end or NO_END)
+        if end != "Completed":
+            told.why.append(served.why(run))
         # In the project's branch, with its results in place; of a commit that is new no other can know.
         tags = git.ask(served.project, "tag", "--list", "dataset@*", "--merged", "HEAD", "--contains", told.commit).split()
         told.release = tags[0] if tags and not dvc.changed(served.project) else ""
@@ -289,6 +299,12 @@ def table(runs: Sequence[Told], measured: Sequence[Measured]) -> Iterable[str]:
         yield f"| {' | '.join([str(i), *kill, *seen, f'{m.cache / 1e6:.2f}', f'{m.database / 1e6:.1f}'])} |"
 
 
+def reasons(told: Told) -> Iterable[str]:
+    """What Prefect has of each run that did not complete."""
+    undone = [end for end in told.ends if end != "Completed"]
+    return (f"{end}: {why}" for end, why in zip(undone, told.why, strict=True))
+
+
 def files(folder: Path) -> list[Path]:
     """All files below, links not followed."""
     return [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
@@ -315,7 +331,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     rng, runs, alike = random.Random(asked.seed), list[Told](), list[bool]()
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
-        served = Served(Path(temporary))
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.write_bytes(b"")
+        served = Served(Path(temporary), LOG.resolve())
         lay(served.project)
         try:
             served.start()
@@ -323,13 +341,14 @@ def main() -> int:
             for number, victim in enumerate(plan(asked.runs, asked.seed), start=1):
                 runs.append(one(served, number, victim, rng, min((told.seconds for told in runs), default=0.0)))
                 measured.append(served.measured(usual))
-                print([*table(runs, measured)][-1], flush=True)
+                print("\n".join([[*table(runs, measured)][-1], *reasons(runs[-1])]), flush=True)
         finally:
             served.stop()
         killed = [told for told in runs if told.moment and told.release] or [told for told in runs if told.release]
         for told in rng.sample(killed, min(COMPARED, len(killed))):
             alike.append(undisturbed(served.project, told.commit, Path(temporary, told.commit)) == told.hashes)
     lines = [*table(runs, measured), ""]
+    lines += [*(f"- run {i}, {why}" for i, told in enumerate(runs, start=1) for why in reasons(told)), ""]
     lines += [f"- {what}: {'yes' if holds else '**no**'}" for what, holds in verdicts(runs, measured, alike).items()]
     print("\n".join(lines))
     if asked.runs >= WHOLE:
