@@ -77,6 +77,11 @@ ROWS = {
     24: Row("torn or hostile input (fuzz)", "one line, or a right result; never a traceback"),
     25: Row("Prefect's server killed in a run", "the run goes on"),
     26: Row("memory runs out", "the batch is halved, which is said; a fit names what to lower"),
+    27: Row(
+        "a machine asleep, a server that does not answer or stands still",
+        "no live run is called dead",
+        "Answers of the server are counted, not seconds.",
+    ),
 }
 HEAD = """\
 # Reliability

@@ -49,6 +49,7 @@ def test_another_state_is_a_sign() -> None:
     assert died(found, [{RUN: (uuid4(), "")}] * n, [set()] * n) == []
 
 
+@pytest.mark.fault(27, "a run with a process on this machine lives, however long nothing is heard of it")
 def test_a_run_with_a_process_here_lives_whatever_it_says() -> None:
     assert died(Silence(), [{RUN: sign(0)}] * 100, [{RUN}] * 100) == []
 
@@ -65,6 +66,7 @@ def test_what_has_ended_is_forgotten() -> None:
     assert (set(found.signs), found.were_here) == ({OTHER}, set())
 
 
+@pytest.mark.fault(27, "a look that the server does not answer makes no run older")
 def test_a_look_without_an_answer_makes_no_run_older() -> None:
     found, said = Silence(), list[str]()
     for _ in range(looks(SILENCE) - 1):
