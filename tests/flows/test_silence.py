@@ -88,7 +88,8 @@ def test_a_process_is_a_runs_where_its_worker_says_so_and_it_was_begun_here(
             monkeypatch.setattr(os, "getpid", lambda: process.pid)
         assert silence._here(run) is expected
         process.kill()
-        assert silence._here(run) is False  # not waited for yet, so a zombie at most
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert silence._here(run) is False  # a zombie
     assert silence._here(run) is False
     run.infrastructure_pid = None
     assert silence._here(run) is False
