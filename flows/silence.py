@@ -23,6 +23,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
@@ -66,8 +67,8 @@ class Silence:
                 here = {run.id for run in runs.values() if _here(run) or _around(client, run) in runs}
                 for run, seconds in self.dead(found, here).items():
                     said = f"no sign of life for {seconds:.0f} s: its process is gone"
-                    client.set_flow_run_state(run, Crashed(message=said))
-                    say(f"{runs[run].name} has crashed: {said}")
+                    if client.set_flow_run_state(run, Crashed(message=said)).status is SetStateStatus.ACCEPT:  # not ended since
+                        say(f"{runs[run].name} has crashed: {said}")
         except (httpx.TransportError, ObjectNotFound):  # away, or the user has deleted a run meanwhile
             return
         except httpx.HTTPStatusError as error:
