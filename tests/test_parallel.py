@@ -100,6 +100,7 @@ def test_no_process_outlives_the_stage(number: signal.Signals, tmp_path: Path) -
     until(lambda: all(mark.exists() and mark.read_text() for mark in marks), "the first step of both")
     family = [int(mark.read_text().split()[0]) for mark in marks]
     assert addresses([stage.pid, *family]) == {LOOPBACK}
+    until(lambda: list((tmp_path / ".checkpoints").glob("*.safetensors")), "the first checkpoint")  # a kill waits for none
     stage.send_signal(number)
     assert stage.wait(timeout=60) == {signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[number]
     until(lambda: not any(map(alive, family)), "the end of both")
