@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-PAUSE = 10.0  # seconds between two collections, each of which takes about a tenth
+PAUSE = 10.0  # seconds between two collections
 
 
 def main() -> None:
