@@ -23,7 +23,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from flows import dvc, server, workers
+from flows import dvc, images, server, workers
 
 METRICS = ("balanced_accuracy", "tail_recall")
 
@@ -57,6 +57,8 @@ def augment(
     for path in dvc.sweep(project, every):
         get_run_logger().info("removed %s, which no stage makes any more", path)
     stages = [stage for stage in every if not only or stage in only]
+    if images.unread(project):
+        force = [*force, images.STAGE]
     for sent, group in itertools.groupby(stages, lambda stage: send and workers.wanted(stage)):
         names = list(group)
         done = every[: every.index(names[0])]
@@ -71,12 +73,16 @@ def augment(
 def _here(project: Path, stages: list[str], force: Sequence[str], outcomes: dict[str, dvc.Outcome]) -> State[Any] | None:
     """Reproduce `stages` in this process and note their outcomes; a Failed state after the first that failed. What workers
     have made is skipped: to see that is to have checked it."""
+    if images.STAGE in stages:
+        images.begin(project)
     with closing(dvc.reproduce(project, stages, force=force, log=lambda line: get_run_logger().info(line))) as ends:
         for stage in stages:
             state = reproduce(stage, ends, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message, data=state.result(raise_on_failure=False))
             outcomes[stage] = cast(dvc.Outcome, state.result())
+            if stage == images.STAGE:
+                images.end(project)
     return None
 
 

@@ -156,9 +156,17 @@ def cache(project: Path) -> Path:
     return (project / _ask(project, "cache", "dir").strip()).resolve()
 
 
-def changed(project: Path, *stages: str) -> list[str]:
-    """The stages that would run, of those that are named if any is. Raises DvcError."""
-    return list(json.loads(_ask(project, "status", "--json", *stages)))
+def changed(project: Path, *stages: str, but: Collection[Path] = ()) -> list[str]:
+    """The stages that would run, of those that are named if any is. What has changed at the paths `but`, which they read, does
+    not count. Raises DvcError."""
+    found: dict[str, list[Any]] = json.loads(_ask(project, "status", "--json", *stages))
+    known = set(map(str, but))
+    return [stage for stage, reasons in found.items() if any(_counts(reason, known) for reason in reasons)]
+
+
+def _counts(reason: str | dict[str, dict[str, Any]], known: set[str]) -> bool:
+    """Whether `reason`, as DVC gives it ("changed command", {"changed deps": {path: how}}), has more than paths of `known`."""
+    return isinstance(reason, str) or any(what != "changed deps" or not at.keys() <= known for what, at in reason.items())
 
 
 def share(project: Path, other: Path) -> None:

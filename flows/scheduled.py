@@ -24,7 +24,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from flows import device, dvc, elsewhere, git, warm, workers, worktree
+from flows import device, dvc, elsewhere, git, images, warm, workers, worktree
 from flows.augment import augment
 
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
@@ -50,7 +50,7 @@ def scheduled(
     """
     home = _folder(project)
     with worktree.opened(home, get_run_logger().info, clear=workers.clear) as folder:
-        if if_new and not dvc.changed(folder, "prepare"):
+        if if_new and not (images.unread(folder) or dvc.changed(folder, images.STAGE)):
             return Completed(message="no new data")
         with warm.process(folder, grace=GRACE):
             state = augment(folder, only=only, send=send, remote=remote, return_state=True)

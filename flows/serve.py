@@ -15,7 +15,6 @@ in a header that no page can know; where the user has given none it is made once
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -28,7 +27,6 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import cast
 
 from prefect.context import refresh_global_settings_context
 
@@ -48,6 +46,8 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
+    # A look every quarter of an hour is 35,000 runs a year. Those that ended 90 days ago go; of itself Prefect forgets events.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     # In memory they are gone with the server, and Prefect ends a run whose lease is not known any more.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
@@ -113,7 +113,8 @@ def serve(
         server.start()
         _await(server, address)
         _prepare(project, deployments)
-        cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project)
+        # Without GPUs, which are lent to one stage at a time: of those that hold the lock (flows/device.py) none is here.
+        cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project, CUDA_VISIBLE_DEVICES="")
         say(f"serving {project} at {address.removesuffix('/api')}, password in {PASSWORD if made else AUTH}")
         _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say, silence.Silence())
 
@@ -210,15 +211,6 @@ def _prepare(project: Path, deployments: Path) -> None:
         )
         if done.returncode:
             raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "mend it")
-    _forget_automation()
-
-
-def _forget_automation() -> None:
-    """Versions before this one had the server itself judge by heartbeats."""
-    from prefect.automations import Automation
-
-    with contextlib.suppress(ValueError):  # Prefect's way to say that there is none
-        cast(Automation, Automation.read(name="tailforge: runs without a sign of life have crashed")).delete()
 
 
 def _watch(

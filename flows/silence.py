@@ -7,14 +7,17 @@ that found nothing new, it is dead where
     k PAUSE >= SILENCE
     k PAUSE >= GONE       and its process was here before: nothing new can come, but from the worker that has seen its end.
 
-Looks that the server answered are counted, not seconds: a machine that slept, a clock that was set, a server that was away
-or slow makes no run older. A run within another (`augment` in `scheduled`) lives as long as that one.
+Looks that the server answered are counted, not seconds, and heartbeats, not their times: a machine that slept or whose clock is
+wrong, a server that was away or slow makes no run older. A run within another (`augment` in `scheduled`) lives as long as that
+one. A run that was not sent to a worker is judged once it has sent a heartbeat: `tailforge run` with a temporary server writes
+into the same database, and sends none (flows/server.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from uuid import UUID
 
@@ -26,7 +29,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from flows.server import HEARTBEAT
 
@@ -36,7 +39,12 @@ GONE = 3 * PAUSE  # in which a worker says how a process of its own has ended
 FLOWS = ("scheduled", "augment", "stage")  # names of ours; a server may have others
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
-Sign = tuple[UUID, str]  # of the state, of the last heartbeat
+HEARTBEATS = {
+    "event": {"name": ["prefect.flow-run.heartbeat"]},
+    "occurred": {"until": "9000-01-01T00:00:00Z"},  # those of a clock that is ahead too
+}
+
+Sign = tuple[UUID, int]  # of the state; how many heartbeats there were
 
 
 class Silence:
@@ -45,8 +53,9 @@ class Silence:
     def __init__(self) -> None:
         self.signs: dict[UUID, tuple[Sign, int]] = {}
         self.were_here: set[UUID] = set()
+        self.refusal = ""
 
-    def dead(self, signs: Mapping[UUID, Sign], here: Collection[UUID]) -> dict[UUID, float]:
+    def age(self, signs: Mapping[UUID, Sign], here: Collection[UUID]) -> dict[UUID, float]:
         """{run: seconds of silence} of the runs that are dead by one more look, which found these `signs`, and processes of
         the runs `here`."""
         before, self.signs = self.signs, {}
@@ -58,22 +67,35 @@ class Silence:
         return {run: s for run, s in silent.items() if s >= (GONE if run in self.were_here else SILENCE)}
 
     def look(self, say: Callable[[str], object]) -> None:
-        """Look once, and have the server call crashed who is dead. Without an answer of the server this was no look."""
+        """Look once, and have the server call crashed who is dead, or cancelled who was to be. Without answers of the server
+        within PAUSE this was no look."""
+        begun = time.monotonic()
         quick = {PREFECT_API_REQUEST_TIMEOUT: PAUSE, PREFECT_CLIENT_MAX_RETRIES: 0}
         try:
             with temporary_settings(quick), get_client(sync_client=True) as client:
                 runs = {run.id: run for run in _under_way(client)}
-                found = {run.id: _sign(client, run) for run in runs.values()}
-                here = {run.id for run in runs.values() if _here(run) or _around(client, run) in runs}
-                for run, seconds in self.dead(found, here).items():
+                found: dict[UUID, Sign] = {}
+                for run in runs.values():
+                    if time.monotonic() - begun > PAUSE:
+                        return
+                    found[run.id] = _sign(client, run)
+                    if not (run.deployment_id or run.parent_task_run_id or found[run.id][1]):
+                        del found[run.id]
+                here = {one for one in found if _here(runs[one]) or _around(client, runs[one]) in runs}
+                for one, seconds in self.age(found, here).items():
                     said = f"no sign of life for {seconds:.0f} s: its process is gone"
-                    if client.set_flow_run_state(run, Crashed(message=said)).status is SetStateStatus.ACCEPT:  # not ended since
-                        say(f"{runs[run].name} has crashed: {said}")
+                    end = Cancelled if runs[one].state_type is StateType.CANCELLING else Crashed
+                    if client.set_flow_run_state(one, end(message=said)).status is SetStateStatus.ACCEPT:  # not ended since
+                        say(f"{runs[one].name} has {'crashed' if end is Crashed else 'been cancelled'}: {said}")
+                self.refusal = ""
         except (httpx.TransportError, ObjectNotFound):  # away, or the user has deleted a run meanwhile
             return
         except httpx.HTTPStatusError as error:
-            if not error.response.is_server_error:
-                raise
+            status, asked = error.response.status_code, error.request.url.path
+            refusal = f"whether runs are dead is not known: the server answers {status} to {asked}"
+            if refusal != self.refusal:
+                say(refusal)
+            self.refusal = refusal
 
 
 def _under_way(client: SyncPrefectClient) -> list[FlowRun]:
@@ -86,10 +108,10 @@ def _under_way(client: SyncPrefectClient) -> list[FlowRun]:
 
 
 def _sign(client: SyncPrefectClient, run: FlowRun) -> Sign:
-    of = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
-    events = client.request("POST", "/events/filter", json={"filter": of, "limit": 1}).raise_for_status().json()["events"]
+    of = HEARTBEATS | {"resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+    total = client.request("POST", "/events/filter", json={"filter": of, "limit": 1}).raise_for_status().json()["total"]
     assert run.state is not None  # what is filtered by its state has one
-    return run.state.id, events[0]["id"] if events else ""
+    return run.state.id, total
 
 
 def _around(client: SyncPrefectClient, run: FlowRun) -> UUID | None:
@@ -106,6 +128,6 @@ def _here(run: FlowRun) -> bool:
     try:
         process = psutil.Process(int(run.infrastructure_pid or ""))
         own = process.environ().get("PREFECT__FLOW_RUN_ID") == str(run.id)
-        return own and process.status() != psutil.STATUS_ZOMBIE and os.getpid() in (p.pid for p in process.parents())
-    except (psutil.Error, ValueError):  # gone, another user's, or known by no number
+        return own and os.getpid() in (p.pid for p in process.parents())
+    except (psutil.Error, ValueError):  # gone, a zombie, another user's, or known by no number
         return False

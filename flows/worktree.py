@@ -16,14 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
-from flows import dvc, git
+from flows import dvc, git, images
 
 PLACE = Path(".tailforge/worktrees")
 CODE = Path(".tailforge/code")  # as in tailforge/project.py
 RUN_LOCK = Path(".tailforge/run.lock")  # of `tailforge run`, as in tailforge/project.py
-FOLDERS = (("data", "path"), ("external", "path"))  # of params.yaml
 
 
 @contextmanager
@@ -85,9 +82,7 @@ def keep(project: Path, revision: str) -> None:
 
 def _link(project: Path, folder: Path) -> None:
     """Give the worktree what lies beside the versioned files: the link to the code, folders of images, DVC's own settings."""
-    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    named = [Path(str((params.get(section) or {}).get(key) or "")) for section, key in FOLDERS]
-    for place in [CODE, *(path for path in named if path.parts and not path.is_absolute())]:
+    for place in [CODE, *(path for path in images.folders(folder) if not path.is_absolute())]:
         if ".." in place.parts:
             raise git.GitError(f"{place} leads out of the project: give an absolute path in params.yaml, and commit it")
         if not os.path.lexists(project / place):

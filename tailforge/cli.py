@@ -106,7 +106,7 @@ def release(
     """Keep the results as a version of the dataset: a git commit and tag, promoted where the verdict is `gain`."""
     from tailforge import releases
 
-    made, new = releases.make(Path(), push=push)
+    made, new = releases.make(Path(), push=push, say=lambda line: print(line, file=sys.stderr if json else sys.stdout))
     _print_json(made.json() | {"new": new}) if json else print(releases.told(made, new))
 
 

@@ -7,13 +7,15 @@ keeps its record in SQLite, so a database on such a mount is refused before a ru
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "beegfs", "ncpfs")
 # Where one of these is set, the record is kept by a server, or in a database that the user has chosen.
-ELSEWHERE = ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+ELSEWHERE = ("PREFECT_API_URL", *DATABASE)
 TABLE = Path("/proc/self/mountinfo")
 
 
@@ -31,14 +33,15 @@ def network(path: Path, table: Path = TABLE) -> str | None:
     return kind if kind in NETWORK or kind == "fuse.sshfs" else None
 
 
-def refuse_record(table: Path = TABLE) -> None:
-    """Raise InputError where Prefect would keep its record in SQLite on a network mount."""
-    if any(os.environ.get(name) for name in ELSEWHERE):
+def refuse_record(table: Path = TABLE, elsewhere: Sequence[str] = ELSEWHERE) -> None:
+    """Raise InputError where Prefect would keep its record in SQLite on a network mount; it does not where one of the variables
+    `elsewhere` is set."""
+    if any(os.environ.get(name) for name in elsewhere):
         return
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
     if kind := network(home, table):
         raise InputError(
             f"PREFECT_HOME={str(home)!r} lies on a network mount ({kind})",
             expected="a local disk, since SQLite's locks do not hold there",
-            remedy="set PREFECT_HOME to a local folder, or PREFECT_API_URL to a server",
+            remedy=f"set PREFECT_HOME to a local folder, or {elsewhere[0]} to that of a server",
         )

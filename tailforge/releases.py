@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-from flows import dvc, git
+from flows import dvc, git, images
 from pipeline import export, work
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError, InputError
@@ -75,12 +75,12 @@ class Release:
         return own | self.record | {"images": self.images, "pools": self.pools}
 
 
-def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
+def make(folder: Path, *, push: bool = False, say: Callable[[str], object] = lambda line: None) -> tuple[Release, bool]:
     """The release of the results of the project in `folder`, and whether it is new: results are released once. Where other
-    settings or other code have led to results that a release has, what led to them is committed without a tag.
+    settings or other code have led to results that a release has, what led to them is committed without a tag, which is said.
 
     With `push` DVC's remote has its data before the release is there. Raises InputError, and leaves everything, where the
-    state is not whole: changed since the last run, or not in DVC's cache.
+    state is not whole: changed since the last run, but for images that came since, or not in DVC's cache.
     """
     project.opened(folder)
     tags.ask(folder, "rev-parse", "--git-dir")
@@ -92,8 +92,8 @@ def make(folder: Path, *, push: bool = False) -> tuple[Release, bool]:
                 dvc.push(folder)
         known = listed(folder)
         if same := [release for release in known if release.record["outs"] == outs]:
-            if not _leads_to(folder, same[0]):
-                tags.commit(folder, STATE, f"Results of {same[0].tag}")
+            if not _leads_to(folder, same[0]) and tags.commit(folder, STATE, f"Results of {same[0].tag}"):
+                say(f"committed the settings that lead to what {same[0].name} holds")
             return same[0], False
         version = 1 + max(tags.read(folder).versions, default=0)
         text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
@@ -229,7 +229,7 @@ def told(release: Release, new: bool) -> str:
 def _state(folder: Path) -> dict[str, str]:
     """{path: md5} of what a release holds. Raises InputError where that is not whole."""
     with _refusals("see `tailforge doctor`"):
-        if dvc.changed(folder):
+        if dvc.changed(folder, but=images.folders(folder)):  # those that came since are the next run's
             raise InputError(
                 "the project has changed since its last run",
                 expected="results that are up to date",
@@ -246,9 +246,12 @@ def _state(folder: Path) -> dict[str, str]:
 
 
 def _leads_to(folder: Path, release: Release) -> bool:
-    """Whether the last commit comes before `release` or is it, and the files of the run are as they are there."""
-    ahead = git.precedes(folder, "HEAD", release.commit)
-    return ahead and not tags.ask(folder, "diff", "--name-only", release.commit, "--", *STATE)
+    """Whether the last commit comes before `release` or is it, and the files of the run are as they are there, whether git
+    knows them here or not."""
+    if not git.precedes(folder, "HEAD", release.commit):
+        return False
+    now = git.snapshot(folder, [name for name in STATE if (folder / name).exists()], "State")
+    return not tags.ask(folder, "diff", "--name-only", release.commit, now, "--", *STATE)
 
 
 def _counted(folder: Path, outs: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from flows import dvc, warm
+from flows import dvc, images, warm
 from pipeline import config, work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
 from pipeline.report import words
@@ -41,7 +41,7 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
         if release:
             from tailforge import releases
 
-            print(releases.told(*releases.make(folder)), file=said)
+            print(releases.told(*releases.make(folder, say=lambda line: print(line, file=said))), file=said)
     print(f"{time.monotonic() - started:.0f} s", file=said)
 
 
@@ -53,7 +53,7 @@ def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], sa
         names = dvc.stages(folder) if force else []
         if unknown := set(force) - set(names):
             raise InputError(f"--force {', '.join(sorted(unknown))}", expected=f"one of {', '.join(names)}")
-        to_do = bool(force or dvc.changed(folder))
+        to_do = bool(force or images.unread(folder) or dvc.changed(folder))
     except dvc.DvcError as error:
         raise InputError(str(error), remedy="see `tailforge doctor`") from None
     if to_do:

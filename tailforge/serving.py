@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import work
 from pipeline.errors import InputError
-from tailforge import project
+from tailforge import mounts, project
 
 DEPLOYMENTS = "prefect.yaml"
 
@@ -20,6 +20,7 @@ def serve(folder: Path, host: str, port: int, *, devices: bool) -> None:
     from flows import serve
 
     folder = project.opened(folder).absolute()
+    mounts.refuse_record(elsewhere=mounts.DATABASE)  # the server is this one
     with tempfile.TemporaryDirectory() as temporary, _refusals():
         file = folder / DEPLOYMENTS
         if not file.is_file():

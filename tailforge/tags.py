@@ -61,17 +61,18 @@ def promote(folder: Path, number: int, commit: str, message: str) -> None:
     _annotate(folder, f"dataset#prod#{number}", commit, message)
 
 
-def commit(folder: Path, files: Sequence[str], message: str) -> None:
+def commit(folder: Path, files: Sequence[str], message: str) -> bool:
     """Commit `files`, and what lies in folders among them, as they are; what is changed or staged beside them stays so. Where
-    the last commit has them so, there is none."""
-    if not ask(folder, "status", "--porcelain", "--", *files):
-        return
+    the last commit has them so, there is none, and False."""
+    if not ask(folder, "status", "--porcelain", "--untracked-files=all", "--", *files):
+        return False
     listed = ("ls-files", "-z", "--exclude-standard")
     new = ask(folder, *listed, "--others", "--", *files).split("\0")[:-1]
     if new:
         ask(folder, "add", "--intent-to-add", "--", *new)
     known = ask(folder, *listed, "--cached", "--", *files).split("\0")[:-1]
     ask(folder, *git.identity(folder), "commit", "--quiet", "--only", "--message", message, "--", *known)
+    return True
 
 
 def text(folder: Path, revision: str, file: str) -> str | None:

@@ -1,7 +1,8 @@
 """A project for tests of schedules: stages of no time, one of them for a device; `source/` is its folder of images.
 
 The folder `control` beside the project (or its clone) decides how a fit behaves: with the file `fail`, or `wait` until it is
-gone, or with the text of `add` in its result. It logs there who was fitted: family, process, device.
+gone, or with the text of `add` in its result. It logs there who was fitted: family, process, device. The file `late` comes to
+the images when a scheduled run has read them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Command = Callable[..., CompletedProcess[str]]
 DVC_YAML = """\
 stages:
   prepare:
-    cmd: mkdir -p data && find -L source -type f | sort | xargs sha1sum > data/prepared.txt
+    cmd: >-
+      mkdir -p data && find -L source -type f | sort | xargs sha1sum > data/prepared.txt &&
+      if [ -e ../../../../control/late ]; then mv ../../../../control/late source/; fi
     deps: ["${data.path}"]
     params: [seed]
     outs: [data/prepared.txt]

@@ -82,14 +82,15 @@ ROWS = {
         "no live run is called dead",
         "Answers of the server are counted, not seconds.",
     ),
+    28: Row("images come during a run", "it is released without them; the next run reads them"),
 }
 HEAD = """\
 # Reliability
 
 Written by the tests (`make test`, or `.venv/bin/python -m pytest -m fault`) once all that are named here have
 passed; not by hand.
-*Points* are crash points or cases that a test went through, counted by it. After each fault the work is done again, and the
-results must have the bytes of an undisturbed run. Rows 1 to 20 are the bar; the rest was added.
+*Points* are crash points or cases that a test went through, counted by it. After each fault the work is done again; results
+that a test compares must have the bytes of an undisturbed run. Rows 1 to 20 are the bar; the rest was added.
 
 | # | fault | bar | shown by | points | result |
 |---|---|---|---|---|---|

@@ -89,13 +89,14 @@ def test_a_release_commits_the_files_of_the_run_and_nothing_else(unreleased: Pat
     (unreleased / "mine.txt").write_text("mine\n")
     (unreleased / "staged.txt").write_text("staged\n")
     command("git", "add", "staged.txt", cwd=unreleased)
+    command("git", "config", "status.showUntrackedFiles", "no", cwd=unreleased)
     done = command(*MAIN, "release", cwd=unreleased)
     assert done.stdout.startswith("released as v1 (dataset@v1.0.0): 3 images, pool naive ") and not done.stderr
     held = tags.ask(unreleased, "show", "--name-only", "--format=").split()
     assert sorted(held) == sorted(
         ["CHANGELOG.md", "data/lists/groups.json", "dvc.lock", "gains.csv", "metrics.json", "params.yaml", "release.json"]
     )
-    left = tags.ask(unreleased, "status", "--porcelain").splitlines()
+    left = tags.ask(unreleased, "status", "--porcelain", "--untracked-files").splitlines()
     assert left == [" M notes.md", "A  staged.txt", "?? mine.txt"]
     assert tagged(unreleased) == ["dataset@v1.0.0"]
 
@@ -119,17 +120,20 @@ def test_the_same_state_is_released_once(known: Path, command: Command) -> None:
     assert json.loads(command(*MAIN, "release", "--json", cwd=known).stdout)["new"] is False
     run(known, command, OTHER, "gain", 0.02)  # what v2 holds, again
     (known / "notes.md").write_text("changed\n")
+    said: Any = []
     for _ in range(2):
-        release, new = releases.make(known)
-        assert (release.name, new) == ("v2", False)
+        release, new = releases.make(known, say=said.append)
+        assert (release.name, new) == ("v2", False) and said == ["committed the settings that lead to what v2 holds"]
         assert (commits(known), tagged(known)) == (["Results of dataset@v2.0.0", *before[0]], before[1])
         assert tags.ask(known, "status", "--porcelain") == " M notes.md\n"
     for file in ("dvc.lock", "metrics.json"):
         assert tags.text(known, "HEAD", file) == tags.text(known, release.tag, file)
 
 
-def test_what_a_release_ahead_of_the_branch_holds_is_not_committed_beside_it(known: Path, command: Command) -> None:
-    command("git", "reset", "--quiet", "--soft", "dataset@v2.0.0", cwd=known)
+@pytest.mark.parametrize("how", ["--soft", "--mixed"])
+def test_what_a_release_ahead_of_the_branch_holds_is_not_committed_beside_it(known: Path, command: Command, how: str) -> None:
+    root = tags.ask(known, "rev-list", "--max-parents=0", "HEAD").strip()
+    command("git", "reset", "--quiet", how, root, cwd=known)
     before = commits(known)
     release, new = releases.make(known)
     assert (release.name, new) == ("v3", False) and commits(known) == before
@@ -198,6 +202,15 @@ def test_what_is_not_whole_is_refused_and_left(unreleased: Path, command: Comman
         file.unlink(missing_ok=True)
         command("dvc", "repro", "--quiet", cwd=unreleased)
         assert releases.make(unreleased)[1]
+
+
+def test_images_that_came_since_are_the_next_runs(unreleased: Path, command: Command) -> None:
+    (unreleased / "params.yaml").write_text("seed: 0\ndata: {path: elsewhere}\n")
+    (unreleased / "source/new").write_text("new")
+    with pytest.raises(InputError, match="has changed since its last run"):
+        releases.make(unreleased)
+    (unreleased / "params.yaml").write_text("seed: 0\ndata: {path: source}\n")
+    assert releases.make(unreleased)[1]
 
 
 class Killed(BaseException):

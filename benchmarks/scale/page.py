@@ -55,10 +55,12 @@ benchmarks/scale/arithmetic.py.
 
 What an image costs was **measured** on two cores ({machine}). **Nothing was measured on a GPU**, on several machines
 or on an object store: those times are arithmetic on counted FLOP, measured processor seconds and assumptions, and no better
-than these. The program uses one GPU today, whatever there is.
+than these.
 
-*As it is*: one GPU. *Shards*: `sample` runs as a process a GPU, each with its own shards; nothing else changes. *All*: whatever
-[can spread](#what-to-change) does.
+*As it is*: one GPU, which the program uses unless told otherwise; `engine.workers` spreads shards and classifiers, and
+`fit.processes` averages gradients ([several processes](run.md#several-processes-several-machines)). *Shards*: `sample` runs as
+a process a GPU, each with its own shards; nothing else changes. *All*: whatever [can spread](#what-to-change) does, what is
+still to be written among it.
 """
 
 HERE = """## Cost an image, here

@@ -1,6 +1,6 @@
 """What a run takes on n GPUs, stage by stage, in three states of the program.
 
-    0   as it is: one GPU, whatever there is
+    0   as it is: one GPU, which the program uses unless told otherwise
     1   shards sampled on all GPUs, a process each
     2   and: the gate looks at shards, and hashes are taken, where shards are made; gradients of a fit are averaged over GPUs;
         runs of classifiers are spread

@@ -19,7 +19,7 @@ from toy import ROOT, WAIT, setting, until
 from flows import dvc
 from pipeline import config
 from pipeline.errors import ConfigError, InputError
-from tailforge import mounts, project, settings
+from tailforge import mounts, project, running, serving, settings
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Points = Callable[[int], None]
@@ -265,6 +265,17 @@ def test_a_network_mount_is_refused_for_databases(
             mounts.refuse_record(table)
         monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     mounts.refuse_record(table)
+
+
+@pytest.mark.fault(9, "a run, and a server that a schedule starts, ask for the mount before they begin")
+def test_runs_and_servers_are_refused_there(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "network", lambda *_: "nfs4")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(InputError, match=r"network mount .nfs4.*or PREFECT_API_URL"):
+        running.run(toy, [], ["first"], as_json=False, release=False)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")  # of another server
+    with pytest.raises(InputError, match=r"network mount .nfs4.*or PREFECT_SERVER_DATABASE"):
+        serving.serve(toy, "127.0.0.1", 0, devices=True)
 
 
 @pytest.mark.fault(

@@ -56,6 +56,14 @@ def test_a_cursor_whose_end_has_to_wait_freezes_nobody(
     assert done.stdout == said
 
 
+def test_what_is_garbage_goes(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "left.py").write_text(
+        "import time, weakref\nclass Cycle: pass\ncycle = Cycle()\ncycle.own = cycle\nleft = weakref.ref(cycle)\ndel cycle\n"
+        "for _ in range(6000):\n    if left() is None: break\n    time.sleep(0.01)\nprint(left())\n"
+    )
+    assert command(sys.executable, "-c", NOW, "left", cwd=tmp_path).stdout == "None\n"
+
+
 def test_it_runs_a_module_as_python_does_but_for_the_collector(tmp_path: Path, command: Command) -> None:
     (tmp_path / "told.py").write_text(
         "import gc, sys, threading\nprint(__name__, sys.argv[1:], gc.isenabled(), [t.name for t in threading.enumerate()])\n"

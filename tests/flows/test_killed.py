@@ -9,12 +9,18 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from nightly import by_hand, lay
-from prefect.states import Pending, Scheduled
+from prefect.events import Event
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+from prefect.states import Cancelled, Cancelling, Pending, Running, Scheduled
 from served import LONG, Served, environ, own_processes, processes, serving, supervisor
 from toy import alive, until
+
+from flows import silence
+from flows.augment import augment
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -154,3 +160,44 @@ def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends
         assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message), ended.state
         ended = served.end(following)
         assert ended.state and ended.state.message == "v1: no_gain", ended.state
+
+
+@pytest.mark.fault(27, "a run without heartbeats that no worker has is not judged; heartbeats of a clock that is ahead count")
+def test_who_is_judged_by_silence(served: Served) -> None:
+    """By looks of this process; those of the server's own are too few meanwhile."""
+    deployment = served.client.read_deployment_by_name("scheduled/augment").id
+    later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    ahead, silent = (served.client.create_flow_run_from_deployment(deployment, state=later).id for _ in range(2))
+    ending, by_hand = (served.client.create_flow_run(augment, parameters={"project": ""}).id for _ in range(2))
+    states = {ahead: Running(), ending: Cancelling(), silent: Running(), by_hand: Running()}
+    for run, state in states.items():
+        served.client.set_flow_run_state(run, state, force=True)
+    found, said = silence.Silence(), list[str]()
+    beat(served, ending, 1)
+    for beats, looks in ((1, 4), (2, 8)):
+        beat(served, ahead, beats)
+        for _ in range(looks):
+            found.look(said.append)
+    ends = {run: str(served.client.read_flow_run(run).state_name) for run in states}
+    assert ends == {ahead: "Running", ending: "Cancelled", silent: "Crashed", by_hand: "Running"} and len(said) == 2, said
+    for run in (ahead, by_hand):
+        served.client.set_flow_run_state(run, Cancelled(), force=True)
+
+
+def beat(served: Served, run: UUID, beats: int) -> None:
+    """A heartbeat, from a machine whose clock is an hour ahead, so that there are so many."""
+    event = Event(
+        occurred=datetime.now(UTC) + timedelta(hours=1), event="prefect.flow-run.heartbeat",
+        resource={"prefect.resource.id": f"prefect.flow-run.{run}"},
+    )  # fmt: skip
+    served.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
+    found = served.client.read_flow_run(run)
+    until(lambda: silence._sign(served.client, found)[1] == beats, "the heartbeat", **LONG)
+
+
+def test_a_server_that_refuses_to_tell_is_said_once(served: Served) -> None:
+    found, said = silence.Silence(), list[str]()
+    with temporary_settings({PREFECT_API_AUTH_STRING: "tailforge:guess"}):
+        for _ in range(2):
+            found.look(said.append)
+    assert len(said) == 1 and "whether runs are dead is not known: the server answers 401" in said[0]

@@ -16,7 +16,7 @@ import pytest
 from nightly import lay
 from prefect.states import Cancelling
 from released import OTHER, fill
-from served import LONG, SERVE, Served, free_port, processes, serving
+from served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
 from toy import ROOT, alive, until
 
 from flows import dvc, git
@@ -59,6 +59,25 @@ def test_nothing_happens_without_new_data_and_an_event_brings_them(served: Serve
     assert len(served.fits()) == before + 2
 
 
+@pytest.mark.fault(28, "images that come while `prepare` reads, and after it: this run is released, the next reads them")
+def test_images_that_come_during_a_run_are_those_of_the_next(served: Served) -> None:
+    (served.project / "source/first").write_text("an image that comes before the run")
+    (served.control / "late").write_text("one that comes when `prepare` has read it")
+    with served.waiting("images come") as (run, _):
+        (served.project / "source/later").write_text("one that comes when `prepare` has ended")
+        (served.control / "wait").unlink()
+        ended = served.end(run)
+    assert ended.state and ended.state.message == "v2: no_gain, as before", served.output.read_text()
+    read = served.project / "data/prepared.txt"
+    assert "source/first\n" in read.read_text() and "late" not in read.read_text()
+    (served.project / "source/later").unlink()  # of `late` alone DVC has noted that it was read
+    run = served.start("augment-on-new-data")
+    assert str(served.end(run).state.message) == "v2: no_gain, as before"  # type: ignore[union-attr]
+    assert "source/late\n" in read.read_text()
+    run = served.start("augment-on-new-data")
+    assert str(served.end(run).state.message) == "no new data"  # type: ignore[union-attr]
+
+
 def test_a_setting_that_changes_no_result_comes_into_the_project_without_a_release(served: Served) -> None:
     before, released = len(served.fits()), git.ask(served.project, "tag")
     settings = served.project / "params.yaml"
@@ -75,6 +94,10 @@ def test_evaluation_alone_fits_nothing(served: Served) -> None:
     before = len(served.fits())
     run = served.end(served.start("evaluate-only"))
     assert run.state and run.state.is_completed() and "as before" in str(run.state.message) and len(served.fits()) == before
+    served.change("a fit")  # which is not asked for
+    run = served.end(served.start("evaluate-only"))
+    assert run.state and run.state.is_failed() and "the project has changed since its last run" in str(run.state.message)
+    assert len(served.fits()) == before
 
 
 def test_a_failed_stage_fails_the_run_with_its_own_lines(served: Served) -> None:
@@ -127,13 +150,21 @@ def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) ->
 @pytest.mark.fault(19, "the served server listens on 127.0.0.1 alone, and makes a password that only its user can read")
 def test_it_listens_here_alone_and_makes_its_password(served: Served) -> None:
     port = urlsplit(served.url).port
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     assert {row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")} == {f"0100007F:{port:04X}"}
     file = served.project / ".tailforge/password"
     assert file.stat().st_mode & 0o777 == 0o600 and len(served.password) > 40
     secret = served.password.partition(":")[2]
     assert secret not in served.output.read_text(errors="replace")
     assert not any(secret.encode() in Path(f"/proc/{p}/cmdline").read_bytes() for p in processes(str(port)))
+
+
+def test_whole_runs_do_not_see_the_devices_that_stages_hold(served: Served) -> None:
+    seen = {}
+    for pool in ("cpu", "gpu"):
+        found = [p for p in processes(f"worker start --pool {pool}") if str(served.project).encode() in environ(p)]
+        seen[pool] = {b"\0CUDA_VISIBLE_DEVICES=\0" in b"\0" + environ(p) for p in found if not supervisor(p)}
+    assert seen == {"cpu": {True}, "gpu": {False}}
 
 
 def test_its_pages_ask_whom_they_came_from(served: Served) -> None:

@@ -24,12 +24,12 @@ def looks(seconds: float) -> int:
 
 
 def sign(beat: int) -> Sign:
-    return STATE, str(beat)
+    return STATE, beat
 
 
 def died(found: Silence, signs: list[dict[UUID, Sign]], here: list[set[UUID]]) -> list[int]:
     """The looks at which RUN is dead."""
-    return [i for i, (signs, here) in enumerate(zip(signs, here, strict=True)) if RUN in found.dead(signs, here)]
+    return [i for i, (signs, here) in enumerate(zip(signs, here, strict=True)) if RUN in found.age(signs, here)]
 
 
 def test_a_run_is_dead_after_three_heartbeats_that_did_not_come() -> None:
@@ -45,8 +45,8 @@ def test_a_run_that_lives_is_never_dead_however_often_it_is_looked_at() -> None:
 
 def test_another_state_is_a_sign() -> None:
     found, n = Silence(), looks(SILENCE)
-    assert died(found, [{RUN: (STATE, "")}] * n, [set()] * n) == []
-    assert died(found, [{RUN: (uuid4(), "")}] * n, [set()] * n) == []
+    assert died(found, [{RUN: (STATE, 0)}] * n, [set()] * n) == []
+    assert died(found, [{RUN: (uuid4(), 0)}] * n, [set()] * n) == []
 
 
 @pytest.mark.fault(27, "a run with a process on this machine lives, however long nothing is heard of it")
@@ -61,8 +61,8 @@ def test_a_run_whose_process_was_here_and_is_gone_is_dead_sooner() -> None:
 
 def test_what_has_ended_is_forgotten() -> None:
     found = Silence()
-    found.dead({RUN: sign(0), OTHER: sign(0)}, {RUN})
-    found.dead({OTHER: sign(0)}, set())
+    found.age({RUN: sign(0), OTHER: sign(0)}, {RUN})
+    found.age({OTHER: sign(0)}, set())
     assert (set(found.signs), found.were_here) == ({OTHER}, set())
 
 
@@ -70,7 +70,7 @@ def test_what_has_ended_is_forgotten() -> None:
 def test_a_look_without_an_answer_makes_no_run_older() -> None:
     found, said = Silence(), list[str]()
     for _ in range(looks(SILENCE) - 1):
-        found.dead({RUN: sign(0)}, set())
+        found.age({RUN: sign(0)}, set())
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         for _ in range(3):
             found.look(said.append)

@@ -1,0 +1,58 @@
+"""The folders of images that the settings name, and images that come while a run reads them: the next run reads those.
+
+DVC notes what a stage has read when the stage has ended. What came meanwhile would be noted as read, and no later run would see
+that it was not. So from before `prepare` begins until it has ended and no image has changed there is
+
+    .tailforge/unread    hash of name, size and time of every image, as they were before
+
+and while that is there `prepare` runs though DVC sees no change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import yaml
+
+STAGE = "prepare"  # of dvc.yaml: the only one that reads them
+UNREAD = Path(".tailforge/unread")
+SETTINGS = (("data", "path"), ("external", "path"))  # of params.yaml
+
+
+def folders(project: Path) -> list[Path]:
+    """As the settings name them: absolute, or relative to `project`."""
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    named = [Path(str((params.get(section) or {}).get(key) or "")) for section, key in SETTINGS]
+    return [path for path in named if path.parts]
+
+
+def unread(project: Path) -> bool:
+    """Whether there may be images that no run has read, though DVC notes that one has."""
+    return (project / UNREAD).exists()
+
+
+def begin(project: Path) -> None:
+    """Call before `prepare` begins."""
+    file = project / UNREAD
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(_state(project), encoding="ascii")
+
+
+def end(project: Path) -> None:
+    """Call when DVC has noted that `prepare` has ended."""
+    file = project / UNREAD
+    if file.read_text(encoding="ascii") == _state(project):
+        file.unlink()
+
+
+def _state(project: Path) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for folder in folders(project):
+        for place, below, names in os.walk(project / folder):
+            below.sort()
+            for name in sorted(names):
+                stat = os.lstat(os.path.join(place, name))
+                digest.update(b"%s\0%d\0%d\0" % (os.fsencode(os.path.join(place, name)), stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
