@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | soak | scale | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | soak | kills | scale | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift soak scale pins readme clean
+.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift soak kills scale pins readme clean
 
 install: $(STAMP)
 
@@ -79,6 +79,10 @@ bench-drift: install
 # Twenty scheduled runs in a row while their parts are killed: docs/soak.md. About half an hour.
 soak: install
 	$(BIN)/python -m benchmarks.soak
+
+# Whole runs killed thirty times at random moments, compared with one undisturbed: docs/kills.md.
+kills: install
+	$(BIN)/python -m benchmarks.kills
 
 # Speed beside a plain recipe, cost a row, packing, overhead: benchmarks/results and docs/speed.md. PARTS="scaling packing" for some.
 bench-speed: install

@@ -94,7 +94,7 @@ class DvcError(RuntimeError):
 
 
 class StageFailed(RuntimeError):
-    """A stage failed; the message carries its own last lines. `exit_status` is the stage's."""
+    """A stage failed; the message carries its own last lines. `exit_status` is the stage's, 128 + n where signal n ended it."""
 
     def __init__(self, stage: str, exit_status: int, lines: Sequence[str]) -> None:
         super().__init__(stage, exit_status, lines)
@@ -102,8 +102,8 @@ class StageFailed(RuntimeError):
 
     @property
     def killed(self) -> bool:
-        """Whether SIGKILL ended it: somebody, or the kernel where memory ran out. It may go on where it was."""
-        return self.exit_status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        """Whether SIGKILL ended it, or a process of its own: somebody, or the kernel where memory ran out. It may go on."""
+        return self.exit_status == 128 + signal.SIGKILL
 
     def __str__(self) -> str:
         return "\n".join([f"stage {self.stage} failed with exit status {self.exit_status}:", *self.lines])
@@ -331,6 +331,7 @@ def _reproduce(
             outcome = next((name for name, pattern in _OUTCOMES.items() if pattern.match(line)), outcome)
             if failed := _STATUS.match(line):
                 status = int(failed[1])
+                status = 128 - status if status < 0 else status  # -9 of a process that a signal ended is 137 to a shell
             elif _COMMAND.match(line) and own is None:
                 own = deque(maxlen=20)
             elif not _CHATTER.match(line):

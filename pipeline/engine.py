@@ -111,12 +111,13 @@ def _alive(process: BaseProcess) -> Iterator[None]:
         yield
     except (EOFError, OSError):
         process.join()
-        raise _lost(f"a worker ended with status {process.exitcode}") from None
+        raise _lost(f"a worker ended with status {process.exitcode}", process.exitcode) from None
 
 
-def _lost(what: str) -> WorkerLost:
+def _lost(what: str, status: int | None = None) -> WorkerLost:
     return WorkerLost(
         what,
+        status=status,
         expected="workers that live until all is done",
         remedy="what it said stands above; where it was killed memory may have run out: lower engine.workers in params.yaml; "
         "run again, finished work is kept",

@@ -5,7 +5,7 @@
     │   ├── ConfigError     params.yaml: a key or a value
     │   └── DataError       images, labels, tables, folders
     ├── StorageError        the disk refused a write; exit status 2
-    ├── WorkerLost          a process that did a part of the work ended before its end; exit status 1
+    ├── WorkerLost          a process that did a part of the work ended before its end; exit status 1, 137 where it was killed
     ├── OutOfMemory         a step or an image does not fit into memory; exit status 1
     ├── Diverged            a loss became non-finite; the last good checkpoint is kept; exit status 1
     └── LeakError           a fit was handed a row it must never see; a fault of ours; exit status 1
@@ -14,6 +14,8 @@ Each message is one line: the value, what was expected, and the remedy.
 """
 
 from __future__ import annotations
+
+import signal
 
 
 class TailforgeError(Exception):
@@ -56,7 +58,13 @@ class OutOfMemory(TailforgeError):
 
 
 class WorkerLost(TailforgeError):
-    """A process that did a part of the work ended before its end."""
+    """A process that did a part of the work ended with `status` before its end; where SIGKILL ended it the stage ends as if it
+    had been killed itself, and a worker's is sent again (flows/workers.py)."""
+
+    def __init__(self, value: str, *, status: int | None = None, expected: str = "", remedy: str = "") -> None:
+        super().__init__(value, expected=expected, remedy=remedy)
+        if status == -signal.SIGKILL:
+            self.exit_status = 128 + signal.SIGKILL
 
 
 class LeakError(TailforgeError):

@@ -127,6 +127,7 @@ def launch(module: str, processes: int, folder: Path, *arguments: str) -> None:
         _, first = failed.get_first_failure()
         raise WorkerLost(
             f"one of {processes} processes of a fit ended with status {first.exitcode}",
+            status=first.exitcode,
             expected="processes that live until the fit is done",
             remedy="what it said stands above; run again, it goes on at the last checkpoint",
         ) from None

@@ -29,7 +29,7 @@ class Row:
 
 
 ROWS = {
-    1: Row("SIGKILL anywhere", "old or new, never between", "Whole runs at random moments: `python -m benchmarks.kills`."),
+    1: Row("SIGKILL anywhere", "old or new, never between", "Whole runs at thirty random moments: [`make kills`](kills.md)."),
     2: Row("power loss", "done or rolled back", "What DVC and git write is theirs to sync."),
     3: Row("disk full, I/O error", "one line, no corruption after"),
     4: Row("crash during recovery", "as 1"),

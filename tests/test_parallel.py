@@ -20,7 +20,7 @@ from pipeline import parallel
 from pipeline.config import Params
 from pipeline.errors import ConfigError, Diverged, OutOfMemory, WorkerLost
 from pipeline.generators.base import in_blocks
-from pipeline.stages import fit
+from pipeline.stages import __main__, fit
 from pipeline.training import Learner, Optimisation, loop
 
 
@@ -66,8 +66,9 @@ def test_without_averaged_gradients_the_losses_part(tmp_path: Path) -> None:
 
 def test_where_one_process_is_killed_all_end_and_the_fit_goes_on(tmp_path: Path) -> None:
     undisturbed = shared(tmp_path / "a", "flow_matching")
-    with pytest.raises(WorkerLost, match=r"status -9.*goes on at the last checkpoint"):
+    with pytest.raises(WorkerLost, match=r"status -9.*goes on at the last checkpoint") as killed:
         shared(tmp_path / "b", "flow_matching", "die")
+    assert killed.value.exit_status == 137
     assert not any(alive(int((tmp_path / f"b/at-{rank}").read_text().split()[0])) for rank in range(2))
     rest = shared(tmp_path / "b", "flow_matching", "die")
     np.testing.assert_array_equal(rest, undisturbed[-len(rest) :])
@@ -180,3 +181,27 @@ def test_memory_that_runs_out_in_a_fit_is_one_line() -> None:
     with pytest.raises(OutOfMemory, match="lower batch_images") as caught:
         loop({"n": learner}, update, steps=1, seed=0, name="x", images_per_step=1, quiet=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault(26, "memory runs out anywhere else in a stage: one line")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 3 TiB"), "Unable to allocate 3 TiB"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory."),
+    ],
+)
+def test_memory_that_runs_out_in_a_stage_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("pipeline.stages.prepare.run", run)
+    assert __main__.main(["prepare", "--out", "x"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: memory ran out in prepare: {said}; free some") and told.count("\n") == 1
+    error = RuntimeError("shapes")
+    with pytest.raises(RuntimeError, match="shapes"):
+        __main__.main(["prepare", "--out", "x"])

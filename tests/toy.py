@@ -46,6 +46,8 @@ if verb == "first":
     if "seed: 13" in settings:
         print("error: seed=13; expected a lucky one; change seed", file=sys.stderr)
         sys.exit(2)
+    if "seed: 66" in settings:
+        os.kill(os.getpid(), signal.SIGKILL)
     if "seed: 99" in settings:
         def leave(*_):
             Path("left").write_text("saved")

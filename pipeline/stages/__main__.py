@@ -48,6 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     except TailforgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except (MemoryError, RuntimeError) as error:
+        from pipeline.training import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        where, said = stage.__name__.rpartition(".")[2], str(error).partition("\n")[0]
+        print(f"error: memory ran out in {where}: {said}; free some, or lower data.image_size", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -98,8 +98,9 @@ def test_a_diverged_run_is_told_by_the_parent(tmp_path: Path) -> None:
 
 def test_a_fault_in_a_worker_is_loud(tmp_path: Path) -> None:
     whole = campaign()
-    with pytest.raises(WorkerLost, match="ended with status 1"):
+    with pytest.raises(WorkerLost, match="ended with status 1") as lost:
         train_all(replace(whole, val_images=whole.val_images[:, :, :, :0]), runs(tmp_path))
+    assert lost.value.exit_status == 1
 
 
 SCRIPT = """

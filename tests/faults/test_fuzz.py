@@ -543,6 +543,7 @@ def offences(source: str) -> list[str]:
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_IMPORTS]
         elif isinstance(node, ast.ImportFrom):
             found += [node.module] if (node.module or "").split(".")[0] in FORBIDDEN_IMPORTS else []
+            found += [name for alias in node.names if (name := f"{node.module}.{alias.name}") in FORBIDDEN_CALLS]
         elif isinstance(node, ast.Call):
             found += [ast.unparse(node.func)] if ast.unparse(node.func) in FORBIDDEN_CALLS else []
             found += ["shell=True"] if any(k.arg == "shell" and ast.unparse(k.value) != "False" for k in node.keywords) else []
@@ -553,8 +554,9 @@ def offences(source: str) -> list[str]:
 def test_the_program_runs_nothing_from_files(points: Points) -> None:
     files = [file for package in ("pipeline", "flows", "tailforge") for file in (ROOT / package).rglob("*.py")]
     assert {str(file): offences(file.read_text(encoding="utf-8")) for file in files} == {str(file): [] for file in files}
-    bad = "import pickle\nfrom joblib import load\neval('1')\ntorch.load(f)\nsubprocess.run(c, shell=True)\nmodel.eval()\n"
-    assert offences(bad) == ["pickle", "joblib", "eval", "torch.load", "shell=True"]
+    bad = "import pickle\nfrom joblib import load\nfrom torch import load, nn\neval('1')\ntorch.load(f)\n"
+    bad += "subprocess.run(c, shell=True)\nmodel.eval()\n"
+    assert offences(bad) == ["pickle", "joblib", "torch.load", "eval", "torch.load", "shell=True"]
     points(1)
 
 

@@ -95,6 +95,14 @@ def test_a_failed_stage_shows_its_own_last_lines_and_status(toy: Path) -> None:
     assert "failed to reproduce" not in str(caught.value) and "hello from first" in str(caught.value)
 
 
+@pytest.mark.parametrize(("seed", "status", "killed"), [(66, 137, True), (13, 2, False)])
+def test_whether_a_stage_was_killed_is_told(toy: Path, seed: int, status: int, killed: bool) -> None:
+    setting(toy, "seed: 0", f"seed: {seed}")
+    with pytest.raises(dvc.StageFailed) as caught:
+        reproduce(toy, "first")
+    assert (caught.value.exit_status, caught.value.killed) == (status, killed)
+
+
 def test_what_dvc_refuses_is_said_in_its_words(toy: Path) -> None:
     with pytest.raises(dvc.StageFailed, match="nosuch"):
         reproduce(toy, "nosuch")

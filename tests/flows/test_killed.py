@@ -162,14 +162,17 @@ def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends
         assert ended.state and ended.state.message == "v1: no_gain", ended.state
 
 
-@pytest.mark.fault(27, "a run without heartbeats that no worker has is not judged; heartbeats of a clock that is ahead count")
+@pytest.mark.fault(27, "a run within a live one and one that no worker has are not judged; heartbeats of a clock ahead count")
 def test_who_is_judged_by_silence(served: Served) -> None:
     """By looks of this process; those of the server's own are too few meanwhile."""
     deployment = served.client.read_deployment_by_name("scheduled/augment").id
     later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
     ahead, silent = (served.client.create_flow_run_from_deployment(deployment, state=later).id for _ in range(2))
     ending, by_hand = (served.client.create_flow_run(augment, parameters={"project": ""}).id for _ in range(2))
-    states = {ahead: Running(), ending: Cancelling(), silent: Running(), by_hand: Running()}
+    task = {"flow_run_id": str(ahead), "task_key": "augment", "dynamic_key": "0"}
+    around = served.client.request("POST", "/task_runs/", json=task).raise_for_status().json()["id"]
+    within = served.client.create_flow_run(augment, parameters={"project": ""}, parent_task_run_id=around).id
+    states = {ahead: Running(), ending: Cancelling(), silent: Running(), by_hand: Running(), within: Running()}
     for run, state in states.items():
         served.client.set_flow_run_state(run, state, force=True)
     found, said = silence.Silence(), list[str]()
@@ -179,8 +182,9 @@ def test_who_is_judged_by_silence(served: Served) -> None:
         for _ in range(looks):
             found.look(said.append)
     ends = {run: str(served.client.read_flow_run(run).state_name) for run in states}
-    assert ends == {ahead: "Running", ending: "Cancelled", silent: "Crashed", by_hand: "Running"} and len(said) == 2, said
-    for run in (ahead, by_hand):
+    lives = dict.fromkeys((ahead, by_hand, within), "Running")
+    assert ends == lives | {ending: "Cancelled", silent: "Crashed"} and len(said) == 2, said
+    for run in lives:
         served.client.set_flow_run_state(run, Cancelled(), force=True)
 
 

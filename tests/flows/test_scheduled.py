@@ -9,11 +9,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from nightly import lay
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Cancelling
 from released import OTHER, fill
 from served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
@@ -88,6 +91,26 @@ def test_a_setting_that_changes_no_result_comes_into_the_project_without_a_relea
     assert len(served.fits()) == before and git.ask(served.project, "tag") == released
     assert "seed: 1" in git.ask(served.project, "show", "HEAD:dvc.lock")
     assert not git.ask(served.project, "status", "--porcelain") and not dvc.changed(served.project)
+
+
+@pytest.mark.fault(11, "a schedule that comes due starts one run, which nobody asked for")
+def test_a_schedule_starts_its_run(served: Served) -> None:
+    deployment = served.client.read_deployment_by_name("scheduled/augment").id
+    known = {run.id for run in served.client.read_flow_runs(limit=200)}
+
+    def begun() -> list[FlowRun]:
+        found = served.client.read_flow_runs(limit=200)
+        return [run for run in found if run.id not in known and run.state and not run.state.is_scheduled()]
+
+    every = IntervalSchedule(interval=timedelta(minutes=1))
+    [schedule] = served.client.create_deployment_schedules(deployment, [(every, True)])
+    try:
+        until(begun, "the run of the schedule", **LONG)
+    finally:
+        served.client.delete_deployment_schedule(deployment, schedule.id)  # and what it has planned
+    ended = [served.end(run.id) for run in begun()]
+    assert {str(run.state and run.state.message) for run in ended} == {"v2: no_gain, as before"}
+    assert all(run.auto_scheduled for run in ended) and len({run.expected_start_time for run in ended}) == len(ended)
 
 
 def test_evaluation_alone_fits_nothing(served: Served) -> None:

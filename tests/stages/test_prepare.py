@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from datasets.making import ROOT, folders, params, picture
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline import config, work
 from pipeline.config import Params
@@ -122,6 +123,23 @@ def test_a_file_format_cannot_give_a_class_away():
     folders(Path("raw"), {"b": 8}, first=100, suffix=".bmp")
     for rows in sides(prepared(folder_params())).values():
         assert {bytes(image)[:4] for image in rows.column("image")} == {b"\x89PNG"}
+
+
+@pytest.mark.fault(18, "script in the EXIF and the text of images: what is prepared has not a byte of it")
+def test_what_a_file_says_of_itself_is_dropped():
+    folders(Path("raw"), {"a": 12, "b": 9})
+    prepare.run(folder_params(), OUT)
+    expected = contents()
+    exif, text = Image.Exif(), PngInfo()
+    exif[0x010E] = "<script>alert(1)</script>"  # ImageDescription
+    text.add_text("Author", "<script>alert(1)</script>")
+    for file in Path("raw").rglob("*.png"):
+        with Image.open(file) as image:
+            image.load()
+        image.save(file, exif=exif, pnginfo=text)
+    shutil.rmtree(OUT)
+    prepare.run(folder_params(), OUT)
+    assert contents() == expected
 
 
 def test_short_names_are_ids_unless_two_images_have_them():
