@@ -26,7 +26,7 @@ from flows import git
 
 # The command line, with runs called dead as soon as heartbeats allow.
 SERVE = "from flows import silence; silence.SILENCE = 60; from tailforge.cli import main; main()"
-LONG = {"seconds": 240.0, "pause": 0.5}  # for what a whole run has to do on a busy machine; each look is a request
+LONG = {"seconds": 600.0, "pause": 0.5}  # for what a whole run has to do on a busy machine; each look is a request
 
 
 @dataclass

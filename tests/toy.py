@@ -78,7 +78,7 @@ def setting(folder: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-WAIT = 60.0  # seconds until a condition that must come true counts as failed
+WAIT = 240.0  # seconds until a condition that must come true counts as failed
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = WAIT, pause: float = 0.02) -> None:
