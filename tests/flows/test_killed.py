@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,12 @@ from uuid import UUID
 
 import pytest
 from nightly import by_hand, lay
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events import Event
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelled, Cancelling, Pending, Running, Scheduled
 from served import LONG, Served, environ, own_processes, processes, serving, supervisor
-from toy import alive, until
+from toy import ROOT, alive, until
 
 from flows import silence
 from flows.augment import augment
@@ -197,6 +199,29 @@ def beat(served: Served, run: UUID, beats: int) -> None:
     served.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
     found = served.client.read_flow_run(run)
     until(lambda: silence._sign(served.client, found)[1] == beats, "the heartbeat", **LONG)
+
+
+@pytest.mark.fault(27, "`tailforge run` on a server that is served: it sends heartbeats as often as all runs there do")
+def test_a_run_by_hand_sends_heartbeats(served: Served) -> None:
+    served.change("by hand")
+    (served.control / "wait").write_text("")
+    variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": served.password, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.augment"]  # which `tailforge run` starts
+    by_hand = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}, "deployment_id": {"is_null_": True}})
+    with subprocess.Popen(command, cwd=served.project, env=os.environ | variables) as process:
+
+        def beats() -> list[datetime]:
+            runs = [f"prefect.flow-run.{run.id}" for run in served.client.read_flow_runs(flow_run_filter=by_hand)]
+            asked = {"filter": silence.HEARTBEATS | {"resource": {"id": runs or ["none"]}}}
+            found = served.client.request("POST", "/events/filter", json=asked).raise_for_status().json()["events"]
+            return sorted(datetime.fromisoformat(event["occurred"]) for event in found)
+
+        try:
+            until(lambda: len(beats()) >= 2 or process.poll() is not None, "the second heartbeat", **LONG)
+            first, second, *_ = beats()
+        finally:
+            (served.control / "wait").unlink()
+    assert process.returncode == 0 and (second - first).total_seconds() < silence.SILENCE
 
 
 def test_a_server_that_refuses_to_tell_is_said_once(served: Served) -> None:
