@@ -64,9 +64,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def stage(mark: str) -> str:
-    """The stage that a run is at, whose processes have `mark` in their environment; "between stages" where none runs."""
+    """The stage that a run is at, whose processes have `mark` in their environment; or that it is at none."""
     commands = [p.command for p in processes.of(mark) if "-m pipeline.stages " in p.command]
-    return commands[0].partition("-m pipeline.stages ")[2].split()[0] if commands else "between stages"
+    return commands[0].partition("-m pipeline.stages ")[2].split()[0] if commands else "no stage, as at the start"
 
 
 def kill(folder: Path, number: signal.Signals, moment: float) -> tuple[int | None, str]:

@@ -51,6 +51,25 @@ _OUTCOMES: dict[Outcome, re.Pattern[str]] = {
 _BEGUN = re.compile(r"^(?:Running stage|Stage) '([^']+)'")
 _COMMAND = re.compile(r"^> ")  # DVC echoes the command; what follows is the stage's own
 _STATUS = re.compile(r"^ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
+# DVC, but that dvc.lock is whole at any moment: DVC itself empties the file and writes it anew after each stage, and one that a
+# kill leaves empty or cut stops every command after it.
+_DVC = """\
+import io, os, sys
+from dvc.cli import main
+from dvc.utils.serialize import _common, _yaml
+def whole(path, data, dumper, fs=None, **options):
+    stream, folder, name = io.StringIO(), *os.path.split(path)
+    dumper(data, stream, **options)
+    partial = os.path.join(folder, f".{name}.tmp")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(stream.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+assert _common._dump_data is _yaml._dump_data
+_common._dump_data = _yaml._dump_data = whole
+sys.exit(main(sys.argv[1:]))
+"""
 # DVC's own way to fetch a revision reads the remote from that revision's .dvc/config, where it may not have been yet, and takes
 # a relative address for one below /. By hash, the configuration of today counts.
 _FETCH = """\
@@ -231,7 +250,7 @@ def contents(project: Path, hashes: Sequence[str], *, fetch: bool = True) -> dic
     for _ in range(2 if fetch else 0):  # the lists of folders, then the files in them
         if lacking := [own for md5 in hashes for own in _lacking(store, md5)]:
             try:
-                _run(project, [sys.executable, "-c", _FETCH, *lacking])
+                _run(project, _FETCH, *lacking)
             except DvcError as error:
                 refusal = f": {error}"
                 break
@@ -268,7 +287,7 @@ def push(project: Path, *stages: str) -> None:
 
 def pull(project: Path, stage: str, *, own: bool = False) -> None:
     """Fetch what a stage reads of the results of others (`own`: its own results) and put it in place. Raises DvcError."""
-    _run(project, [sys.executable, "-c", _PULL, stage, "outs" if own else "deps"])
+    _run(project, _PULL, stage, "outs" if own else "deps")
 
 
 def reproduce(
@@ -314,7 +333,7 @@ def _reproduce(
     project: Path, stages: Sequence[str], options: Sequence[str], log: Callable[[str], object], keep: Sequence[int]
 ) -> Generator[Outcome, None, None]:
     """One DVC process for all `stages`: its own start takes longer than most of what it does for a stage."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options, *stages]
+    command = [sys.executable, "-c", _DVC, "--wait-for-lock", "repro", "--single-item", *options, *stages]
     done = 0
     outcome: Outcome = "ran"
     own: deque[str] | None = None
@@ -378,15 +397,16 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _ask(project: Path, *arguments: str) -> str:
-    return _run(project, [sys.executable, "-m", "dvc", *arguments])
+    return _run(project, _DVC, *arguments)
 
 
-def _run(project: Path, command: list[str]) -> str:
+def _run(project: Path, code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=project, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr if "Traceback" not in done.stderr else done.stderr.strip().rpartition("\n")[2]
         said = _PASSWORD.sub(r"\1***@", said)  # of a remote's address
-        raise DvcError(" ".join(said.split()).removeprefix("ERROR: ") or f"{' '.join(command[1:4])} failed")
+        raise DvcError(" ".join(said.split()).removeprefix("ERROR: ") or f"dvc {' '.join(arguments[:2])} failed")
     return done.stdout
 
 

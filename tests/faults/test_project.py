@@ -60,6 +60,41 @@ def test_a_living_dvc_keeps_its_lock(toy: Path, monkeypatch: pytest.MonkeyPatch)
     assert json.loads((toy / ".dvc/tmp/rwlock").read_text()) == {"write": listed["write"], "read": {}}
 
 
+KILLED = """\
+import os, signal, sys
+from dvc.utils.serialize import _yaml
+from flows import dvc
+where, dump, replace = sys.argv.pop(1), _yaml._dump, os.replace
+def die_in_write(data, file, **options):
+    if where == "write" and "stages" in data:
+        file.write("schema: '2.0'\\nstages:\\n  first:\\n")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    dump(data, file, **options)
+def die_before_replace(old, new):
+    if where == "replace" and str(new).endswith("dvc.lock"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(old, new)
+_yaml._dump, os.replace = die_in_write, die_before_replace
+exec(dvc._DVC)
+"""
+
+
+@pytest.mark.fault(1, "DVC killed while it notes a finished stage: dvc.lock is whole, and the stage is taken from the cache")
+def test_dvc_killed_as_it_writes_leaves_its_old_lock(toy: Path, command: Command, points: Points) -> None:
+    setting(toy, "seed: 0", "seed: 5")
+    whole = (toy / "dvc.lock").read_bytes()
+    for where in ("write", "replace"):
+        options = ("repro", "--single-item", "--force", "first")
+        done = command(sys.executable, "-c", KILLED, where, *options, cwd=toy, check=False, PYTHONPATH=str(ROOT))
+        assert done.returncode == -signal.SIGKILL and "hello from first" in done.stdout, done.stderr
+        assert (toy / "dvc.lock").read_bytes() == whole
+    assert list(dvc.reproduce(toy, ["first"], log=[].append)) == ["cached"]
+    assert "seed: 5" in (toy / "dvc.lock").read_text() and not dvc.changed(toy, "first")
+    assert not [file.name for file in toy.iterdir() if file.name.endswith(".tmp")]
+    points(2)
+
+
 HOLD = """\
 import subprocess, sys
 from pathlib import Path
