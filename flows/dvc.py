@@ -406,6 +406,8 @@ def _run(project: Path, code: str, *arguments: str) -> str:
     if done.returncode:
         said = done.stderr if "Traceback" not in done.stderr else done.stderr.strip().rpartition("\n")[2]
         said = _PASSWORD.sub(r"\1***@", said)  # of a remote's address
+        if "dvc.lock'" in said:  # torn: by a bare `dvc repro` that was killed, or a hand
+            said += "; `git checkout dvc.lock` brings it back"
         raise DvcError(" ".join(said.split()).removeprefix("ERROR: ") or f"dvc {' '.join(arguments[:2])} failed")
     return done.stdout
 

@@ -375,6 +375,14 @@ def test_our_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
             assert not is_free(tmp_path / ".tailforge/run.lock")
 
 
+@pytest.mark.parametrize("text", ["", "schema: '2.0'\nstages:\n  first:\n    deps:\n", "stages: ["])
+def test_a_torn_dvc_lock_is_one_line_with_its_remedy(toy: Path, text: str) -> None:
+    (toy / "dvc.lock").write_text(text)
+    with pytest.raises(dvc.DvcError, match=r"`git checkout dvc\.lock` brings it back") as caught:
+        dvc.changed(toy)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_torn_dvc_yaml_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: [")
     with pytest.raises(ConfigError, match=re.escape("dvc.yaml")) as caught:
