@@ -50,7 +50,7 @@ _OUTCOMES: dict[Outcome, re.Pattern[str]] = {
 }
 _BEGUN = re.compile(r"^(?:Running stage|Stage) '([^']+)'")
 _COMMAND = re.compile(r"^> ")  # DVC echoes the command; what follows is the stage's own
-_STATUS = re.compile(r"^ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
+_STATUS = re.compile(r"ERROR: failed to reproduce '[^']+': failed to run: .*, exited with (-?\d+)$")
 # DVC, but that dvc.lock is whole at any moment: DVC itself empties the file and writes it anew after each stage, and one that a
 # kill leaves empty or cut stops every command after it.
 _DVC = """\
@@ -348,10 +348,11 @@ def _reproduce(
                     done += 1
                 outcome, own, last = "ran", None, deque(maxlen=20)
             outcome = next((name for name, pattern in _OUTCOMES.items() if pattern.match(line)), outcome)
-            if failed := _STATUS.match(line):
+            if failed := _STATUS.search(line):
+                line = line[: failed.start()]  # of a progress bar that the stage's end has cut off
                 status = int(failed[1])
                 status = 128 - status if status < 0 else status  # -9 of a process that a signal ended is 137 to a shell
-            elif _COMMAND.match(line) and own is None:
+            if _COMMAND.match(line) and own is None:
                 own = deque(maxlen=20)
             elif not _CHATTER.match(line):
                 (last if own is None else own).append(line)

@@ -47,6 +47,7 @@ if verb == "first":
         print("error: seed=13; expected a lucky one; change seed", file=sys.stderr)
         sys.exit(2)
     if "seed: 66" in settings:
+        print("\\rstep 66", end="", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if "seed: 99" in settings:
         def leave(*_):

@@ -353,7 +353,7 @@ def test_secrets_reach_no_log_and_no_result(toy: Path, command: Command, tmp_pat
 
 def test_a_password_in_a_remotes_address_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(dvc.DvcError, match=r"cannot reach ssh://me:\*\*\*@host/x") as caught:
-        dvc._run(tmp_path, [sys.executable, "-c", f"import sys; sys.exit('cannot reach ssh://me:{SECRET}@host/x')"])
+        dvc._run(tmp_path, f"import sys; sys.exit('cannot reach ssh://me:{SECRET}@host/x')")
     assert SECRET not in str(caught.value)
 
 
