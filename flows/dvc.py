@@ -14,7 +14,7 @@
 
 `--single-item` leaves the order of stages to the caller; `--wait-for-lock` keeps a finished stage from being lost when
 another command holds the lock at its end. DVC knows who else is at work by process ids in a file; what the dead left there
-is removed before a run.
+is removed before each command.
 """
 
 from __future__ import annotations
@@ -402,6 +402,7 @@ def _ask(project: Path, *arguments: str) -> str:
 
 
 def _run(project: Path, code: str, *arguments: str) -> str:
+    _forget_dead_processes(project, lambda line: print(line, file=sys.stderr))
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=project, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:

@@ -51,6 +51,16 @@ def test_the_locks_of_dead_processes_are_taken_over(toy: Path, sleeper: int, tex
     points(1)
 
 
+@pytest.mark.fault(8, "DVC's list of processes torn, as one killed in its write leaves it: what asks DVC first removes it too")
+def test_a_torn_list_of_processes_stops_no_question(toy: Path, capsys: pytest.CaptureFixture[str], points: Points) -> None:
+    for text in ("", '{"write": {"first.t'):
+        (toy / ".dvc/tmp").mkdir(exist_ok=True)
+        (toy / ".dvc/tmp/rwlock").write_text(text)
+        assert dvc.changed(toy) == []
+        assert capsys.readouterr().err.count("DVC's list of running processes") == 1
+        points(1)
+
+
 def test_a_living_dvc_keeps_its_lock(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = {"write": {"/a": {"pid": os.getpid(), "cmd": "repro"}}, "read": {"/b": [{"pid": 2**22 + 1, "cmd": "x"}]}}
     (toy / ".dvc/tmp").mkdir(exist_ok=True)
