@@ -87,7 +87,7 @@ def _files(images: Sequence[Path]) -> list[Path]:
 def _decoded(file: Path, shape: tuple[int, int, int], resize: Literal["pad", "crop", "stretch"]) -> np.ndarray:
     """uint8 (c, s, s). Raises InputError where the file is no image that can be read."""
     try:
-        with decode.strict_pillow():
-            return decode.bring_to_form(decode.open_image(file), shape[1], shape[0], resize)
+        with decode.strict_pillow(), decode.opened(file) as picture:
+            return decode.bring_to_form(picture, shape[1], shape[0], resize)
     except decode.Unreadable as error:
         raise InputError(f"{file}: {error}", expected="an image that can be read") from None

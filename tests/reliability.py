@@ -55,7 +55,7 @@ ROWS = {
     16: Row(
         "image bomb, damaged image",
         "set aside, listed",
-        "Memory for all threads together: 24 bytes for each of 8,192 x 8,192 pixels, 1.5 GiB.",
+        "Memory for all threads together: 32 bytes for each of 8,192 x 8,192 pixels, 2 GiB.",
     ),
     17: Row("paths and links that lead outside", "nothing outside is read, written or removed", "No archive is unpacked."),
     18: Row("script in names of classes and files", "inert text", "By an HTML parser and the policy, not in a browser."),

@@ -9,7 +9,8 @@
 
 Memory is bounded whatever a file holds. Its size and its declared pixels are checked before a pixel is decoded (a frame or a
 tile of TIFF may be larger than the image), Pillow bounds texts and profiles, tags and other chunks are no larger than the file;
-and all threads together decode no more than MAX_PIXELS at a time, which takes less than 24 bytes each.
+all threads together decode no more than MAX_PIXELS at a time, which takes less than 24 bytes each, and have no more than
+MAX_BYTES of files open, which may all be held: 2 GiB together.
 
 Images are resized by a bicubic filter whose support grows with the reduction (antialiasing). `pad` repeats the edge
 pixels, so that no frame of one colour tells an image's shape. An image of the declared size keeps its pixels.
@@ -24,7 +25,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -91,21 +91,24 @@ class Room:
                 self.changed.notify_all()
 
 
-ROOM = Room(MAX_PIXELS)
+ROOM = Room(MAX_PIXELS)  # to decode in
+OPEN = Room(MAX_BYTES)  # of files; taken before room to decode in, never while that is held
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
-    """The image in a file, of an allowed format and size, pixels not yet decoded. Raises Unreadable."""
+@contextmanager
+def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Within: the image in a file, of an allowed format and size, pixels not yet decoded. Raises Unreadable."""
     n = _bytes(file)
     if n > MAX_BYTES:
         raise Unreadable(f"a file of {n:,} bytes, more than {MAX_BYTES:,}")
-    with ROOM.of(n // (MAX_BYTES // MAX_PIXELS)):  # what stands before the pixels is read here
-        picture, sizes = _opened(file)
-    for what, (width, height) in sizes.items():
-        if width * height > MAX_PIXELS:
-            picture.close()
-            raise Unreadable(f"{width} x {height} pixels{what}, more than {MAX_PIXELS:,}")
-    return picture
+    with OPEN.of(n):
+        with ROOM.of(_as_pixels(n)):  # what stands before the pixels is read here
+            picture, sizes = _opened(file)
+        with picture:
+            for what, (width, height) in sizes.items():
+                if width * height > MAX_PIXELS:
+                    raise Unreadable(f"{width} x {height} pixels{what}, more than {MAX_PIXELS:,}")
+            yield picture
 
 
 def _opened(file: Path | BinaryIO) -> tuple[Image.Image, dict[str, tuple[int, int]]]:
@@ -135,24 +138,26 @@ def _bytes(file: Path | BinaryIO) -> int:
             return file.stat().st_size
         except (OSError, ValueError):
             return 0
+    place = file.tell()
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
+    file.seek(place)
     return size
 
 
-def opener(file: Path) -> partial[Image.Image]:
-    """`open_image(file)`, later."""
-    return partial(open_image, file)
+def _as_pixels(n: int) -> int:
+    """The pixels that take as much memory as what n bytes of a file hold beside pixels."""
+    return n // (MAX_BYTES // MAX_PIXELS)
 
 
 def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Literal["pad", "crop", "stretch"]) -> np.ndarray:
     """An opened image -> uint8 (channels, size, size). Closes the image. Raises Unreadable."""
-    with picture:
-        pixels = max(width * height for width, height in _sizes(picture).values())
-        if max(picture.size) > 4 * size and picture.draft(None, (2 * size, 2 * size)):
-            pixels //= 3  # JPEG: decoded at a smaller scale that is still ample; a progressive one is held at its own
-        with ROOM.of(pixels), picture:  # closed within: decoders keep memory
-            array = _decoded(picture, size, "L" if channels == 1 else "RGB", resize)
+    pixels = max(width * height for width, height in _sizes(picture).values())
+    if max(picture.size) > 4 * size and picture.draft(None, (2 * size, 2 * size)):
+        pixels //= 3  # JPEG: decoded at a smaller scale that is still ample; a progressive one is held at its own
+    file = getattr(picture, "fp", None)
+    behind = _as_pixels(_bytes(file)) if file else 0  # what stands behind the pixels is read here
+    with ROOM.of(max(pixels, behind)), picture:  # closed within: decoders keep memory
+        array = _decoded(picture, size, "L" if channels == 1 else "RGB", resize)
     if resize == "pad" and array.shape[:2] != (size, size):
         missing = [size - side for side in array.shape[:2]]
         array = np.pad(array, [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2), mode="edge")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL.Image import Image
 
-from pipeline.datasets.decode import open_image
+from pipeline.datasets.decode import opened
 from pipeline.datasets.folder import walk
 from pipeline.datasets.rows import Row, existing_folder, text
 from pipeline.errors import DataError
@@ -53,7 +54,7 @@ def _tables(files: list[Path]) -> Iterator[Row]:
                 number = 0
                 for batch in table.iter_batches(batch_size=256, columns=wanted):
                     for record in batch.to_pylist():
-                        read = partial(_open, record["image"] or b"")
+                        read = partial(_opened, record["image"] or b"")
                         sources = record.get("sources")
                         known = None if sources is None else tuple(map(str, sources))
                         name = f"{text(file.name)}#{number}"
@@ -70,5 +71,5 @@ def _fits(schema: pa.Schema) -> bool:
     return bool(fits)
 
 
-def _open(data: bytes) -> Image:
-    return open_image(io.BytesIO(data))
+def _opened(data: bytes) -> AbstractContextManager[Image]:
+    return opened(io.BytesIO(data))

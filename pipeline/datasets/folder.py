@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from PIL.Image import Image
 
 from pipeline.config import Data
-from pipeline.datasets.decode import Unreadable, opener
+from pipeline.datasets.decode import Unreadable, opened
 from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
 from pipeline.errors import DataError
 
@@ -70,9 +73,9 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _reader(file: Path, root: Path) -> Callable[[], Image]:
-    return opener(file) if not file.is_symlink() or inside(file, root) else _refuse
+def _reader(file: Path, root: Path) -> Callable[[], AbstractContextManager[Image]]:
+    return partial(opened, file) if not file.is_symlink() or inside(file, root) else _refuse
 
 
-def _refuse() -> Image:
+def _refuse() -> NoReturn:
     raise Unreadable("a link out of the folder")

@@ -77,7 +77,8 @@ def _decode(batch: list[Row], data: Data, pool: ThreadPoolExecutor) -> list[dict
 def _record(row: Row, *, data: Data) -> dict[str, Any]:
     record = {key: getattr(row, key) for key in ("path", "name", "label", "split", "group", "sources")}
     try:
-        image = bring_to_form(row.read(), data.image_size, data.channels, data.resize)
+        with row.read() as picture:
+            image = bring_to_form(picture, data.image_size, data.channels, data.resize)
     except Unreadable as unreadable:
         return {**record, "reason": str(unreadable)}
     made = {"image": images.encode_png(image), "pixel_hash": images.pixel_hash(image), "thumbnail": thumbnail(image).tobytes()}

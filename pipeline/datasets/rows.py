@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +36,7 @@ class Row:
     path: str
     name: str
     label: str
-    read: Callable[[], Image]
+    read: Callable[[], AbstractContextManager[Image]]
     split: str | None = None  # train | val | test where the data bring a split of their own
     group: str | None = None
     sources: tuple[str, ...] | None = None  # external images: the train rows they came from, where known

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Data
-from pipeline.datasets.decode import opener
+from pipeline.datasets.decode import opened
 from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
 from pipeline.errors import DataError
 
@@ -38,7 +39,8 @@ def rows(data: Data) -> Iterator[Row]:
         if "\0" in path or not inside(root / path, root):
             raise DataError(f"{where}: path {path!r} leaves {data.path}", expected="a path inside it", remedy="mend the row")
         own_split = SPLITS[split] if "split" in record else None
-        yield Row(text(path), text(Path(path).stem), label, opener(root / path), own_split, record.get("group") or None)
+        read = partial(opened, root / path)
+        yield Row(text(path), text(Path(path).stem), label, read, own_split, record.get("group") or None)
 
 
 def _records(table: Path) -> Iterator[Mapping[str, str]]:

@@ -15,7 +15,7 @@ import pytest
 from datasets.making import picture
 from PIL import Image
 
-from pipeline.datasets.decode import MAX_PIXELS, Unreadable, bring_to_form, open_image, strict_pillow
+from pipeline.datasets.decode import MAX_PIXELS, Unreadable, bring_to_form, opened, strict_pillow
 
 
 def stored(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
@@ -26,8 +26,8 @@ def stored(image: Image.Image, kind: str = "PNG", **options: object) -> io.Bytes
 
 
 def formed(file: io.BytesIO | Path, size: int = 16, channels: int = 1, resize: str = "pad") -> np.ndarray:
-    with strict_pillow():
-        return bring_to_form(open_image(file), size, channels, resize)
+    with strict_pillow(), opened(file) as image:
+        return bring_to_form(image, size, channels, resize)
 
 
 def png_header(width: int, height: int) -> io.BytesIO:
@@ -146,8 +146,8 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
 def test_a_bomb_is_refused_outside_of_strict_pillow_too():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Unreadable, match="pixels"):
-            open_image(png_header(12_000, 12_000))
+        with pytest.raises(Unreadable, match="pixels"), opened(png_header(12_000, 12_000)):
+            pass
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
@@ -196,5 +196,5 @@ def test_a_failing_disk_is_no_fault_of_the_image(number):
         def read(self, *_):
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OSError, match=os.strerror(number)):
-        open_image(Failing(stored(picture(1)).getvalue()))
+    with pytest.raises(OSError, match=os.strerror(number)), opened(Failing(stored(picture(1)).getvalue())):
+        pass

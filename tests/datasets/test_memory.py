@@ -25,27 +25,33 @@ from pipeline.datasets import decode
 
 SIDE = 2048
 PIXELS, BYTES = SIDE * SIDE, decode.MAX_BYTES // 16
-EACH = 24  # bytes for each of these pixels that all threads together may take
+EACH = 24  # bytes for each of these pixels that all threads together may take to decode
+HELD = 8  # and for the files that are open
+THREADS = 3
 PROGRAM = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pipeline.datasets import decode
 
-decode.MAX_PIXELS, decode.MAX_BYTES, decode.ROOM = *map(int, sys.argv[2:]), decode.Room(int(sys.argv[2]))
+file, small, threads, decode.MAX_PIXELS, decode.MAX_BYTES = *sys.argv[1:3], *map(int, sys.argv[3:])
+decode.ROOM, decode.OPEN = decode.Room(decode.MAX_PIXELS), decode.Room(decode.MAX_BYTES)
 
 def told(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 def decoded(file):
     try:
-        return list(decode.bring_to_form(decode.open_image(Path(file)), 512, 3, "pad").shape)
+        with decode.opened(Path(file)) as image:
+            return list(decode.bring_to_form(image, 512, 3, "pad").shape)
     except decode.Unreadable as reason:
         return str(reason)
 
-with decode.strict_pillow(), ThreadPoolExecutor(3) as pool:
+with decode.strict_pillow(), ThreadPoolExecutor(threads) as pool:
+    list(pool.map(decoded, [small] * threads))  # what Pillow imports and the threads themselves take once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is
     before = told("VmRSS")
-    ends = list(pool.map(decoded, [sys.argv[1]] * 3))
+    ends = list(pool.map(decoded, [file] * threads))
     print(json.dumps([told("VmHWM") - before, *ends]))
 """
 
@@ -119,10 +125,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(extra: bytes) -> bytes:
-    """A PNG of 8 x 8 with more chunks."""
+def png(extra: bytes = b"", behind: bytes = b"") -> bytes:
+    """A PNG of 8 x 8 with more chunks before its pixels and behind them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(bytes(72))) + behind + chunk(b"IEND", b"")
 
 
 def tiff(side: int) -> bytes:
@@ -137,12 +143,13 @@ def tiff(side: int) -> bytes:
     return b"II*\0" + struct.pack("<I", bits + 8) + data + struct.pack("<HHHH", 8, 8, 8, 8) + folder
 
 
-def growth(folder: Path, data: bytes) -> list[int | str | list[int]]:
+def growth(folder: Path, data: bytes, threads: int = THREADS) -> list[int | str | list[int]]:
     """Bytes by which the peak grew, and the end of each thread."""
     if sys.platform != "linux":
         pytest.skip("peaks are read from /proc")
     (folder / "image").write_bytes(data)
-    words = [sys.executable, "-c", PROGRAM, str(folder / "image"), str(PIXELS), str(BYTES)]
+    (folder / "small").write_bytes(png())
+    words = [sys.executable, "-c", PROGRAM, *map(str, (folder / "image", folder / "small", threads, PIXELS, BYTES))]
     large = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}  # what is freed is given back, as with blocks of the real size
     done = subprocess.run(words, cwd=ROOT, env=os.environ | large, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -156,6 +163,20 @@ def test_what_is_allowed_stays_within_the_limit(name: str, tmp_path: Path, point
     grown, *ends = growth(tmp_path, worst()[name]())
     assert name == "PNG text" or ends == [[3, 512, 512]] * 3, ends
     assert isinstance(grown, int) and grown < EACH * PIXELS + (1 << 22), f"{grown / PIXELS:.1f} bytes a pixel"
+    points(1)
+
+
+@pytest.mark.fault(16, "files that hold much beside their pixels, by twelve threads at a time: memory within the limit")
+@pytest.mark.parametrize("kind", [b"tEXt", b"prVt"])
+@pytest.mark.parametrize("place", ["extra", "behind"])
+@pytest.mark.parametrize("share", [1, 2, 12])
+def test_what_stands_beside_pixels_stays_within_the_limit(
+    kind: bytes, place: str, share: int, tmp_path: Path, points: Callable[[int], None]
+) -> None:
+    beside = chunk(kind, b"a\0" + b"b" * (BYTES // share - 200))
+    grown, *ends = growth(tmp_path, png(**{place: beside}), 12)
+    assert ends == [[3, 512, 512]] * 12, ends
+    assert isinstance(grown, int) and grown < (EACH + HELD) * PIXELS + 12 * (1 << 20), f"{grown / PIXELS:.1f} bytes a pixel"
     points(1)
 
 

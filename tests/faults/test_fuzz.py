@@ -243,15 +243,16 @@ def test_image_files(points: Points) -> None:
     def decoded(data: bytes, resize: Any, channels: int) -> None:
         with decode.strict_pillow():
             try:
-                made = decode.bring_to_form(decode.open_image(io.BytesIO(data)), 8, channels, resize)
+                with decode.opened(io.BytesIO(data)) as picture:
+                    made = decode.bring_to_form(picture, 8, channels, resize)
             except Unreadable as reason:
                 assert str(reason) and len(str(reason)) < 400
             else:
                 assert made.shape == (channels, 8, 8) and made.dtype == np.uint8
 
     decoded()
-    with pytest.raises(Unreadable, match="pixels"):
-        decode.open_image(io.BytesIO(huge))
+    with pytest.raises(Unreadable, match="pixels"), decode.opened(io.BytesIO(huge)):
+        pass
     points(201)
 
 
