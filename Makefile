@@ -32,7 +32,7 @@ serve: install
 	$(BIN)/tailforge serve
 
 # One for each processor, at most four, each on a thread; the tests of a file share what they start, so a file stays together. In
-# the order of their names: by default files of few tests come last, and those are the longest.
+# the order of tests/conftest.py: by default files of few tests come last, and those are the longest.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -42,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(reliability.recorder(config))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First those that wait for servers: they take longest, and at the end nobody would be left to work meanwhile."""
+    items.sort(key=lambda item: ROOT / "tests/flows" not in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command; raises with its output where it fails, unless `check=False`."""

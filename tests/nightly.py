@@ -98,13 +98,15 @@ def heads(folder: Path, remote: str) -> list[str]:
     return git.ask(folder, "ls-remote", "--heads", remote).split()[1::2]
 
 
-def by_hand(project: Path, remote: str = "") -> Path:
-    """The project with a prefect.yaml of its own: no schedule can start a run between those of a test, which meet other hosts
-    through git's remote `remote`."""
+def by_hand(project: Path, remote: str = "", but: str = "") -> Path:
+    """The project with a prefect.yaml of its own: no schedule, but that of the deployment `but`, can start a run between those
+    of a test, which meet other hosts through git's remote `remote`."""
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     for deployment in described["deployments"]:
-        deployment.pop("schedules", None)
+        if deployment["name"] != but:
+            deployment.pop("schedules", None)
     described["deployments"][0]["parameters"]["remote"] = remote
     (project / "prefect.yaml").write_text(yaml.safe_dump(described))
     git.ask(project, "add", "prefect.yaml")
+    git.ask(project, "commit", "--quiet", "--message", "schedules", "--", "prefect.yaml")
     return project

@@ -43,10 +43,9 @@ class Served:
 
     def pause(self) -> None:
         """From here on nothing runs but what a test starts."""
-        for deployment in ("augment", "augment-on-new-data"):
-            read = self.client.read_deployment_by_name(f"scheduled/{deployment}")
-            for schedule in read.schedules:
-                self.client.update_deployment_schedule(read.id, schedule.id, active=False)
+        read = self.client.read_deployment_by_name("scheduled/augment")
+        for schedule in read.schedules:
+            self.client.update_deployment_schedule(read.id, schedule.id, active=False)
 
     def wait_for_slots(self) -> list[str]:
         deployment = self.client.read_deployment_by_name("scheduled/augment").id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightly import lay
+from nightly import by_hand, lay
 from served import LONG, free_port, processes, serving
 from toy import until
 
@@ -58,7 +58,7 @@ def test_postgresql_by_one_variable(tmp_path: Path, command: Command) -> None:
         tempfile.TemporaryDirectory(prefix="tailforge-postgres-") as folder,
         postgres(Path(folder)) as address,
         serving(
-            lay(tmp_path / "project", command, families="[naive]"), tmp_path / "home",
+            by_hand(lay(tmp_path / "project", command, families="[naive]")), tmp_path / "home",
             PREFECT_SERVER_DATABASE_CONNECTION_URL=address,
         ) as served,
     ):  # fmt: skip

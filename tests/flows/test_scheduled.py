@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from nightly import lay
+from nightly import by_hand, lay
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Cancelling
@@ -30,7 +30,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served")
-    with serving(lay(root / "project", command), root / "home") as found:
+    with serving(by_hand(lay(root / "project", command), but="augment"), root / "home") as found:
         found.slots = found.wait_for_slots()
         found.pause()
         yield found
