@@ -18,11 +18,12 @@ from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
 from benchmarks import marks
-from pipeline import config, drift
-from pipeline.drift import Sample, two_sample
-from pipeline.features import Judges
-from pipeline.images import encode_png, pixel_hash
-from pipeline.manifest import Manifest
+from pipeline import config
+from pipeline.core.images import encode_png, pixel_hash
+from pipeline.core.manifest import Manifest
+from pipeline.datasets import drift
+from pipeline.datasets.drift import Sample, two_sample
+from pipeline.encoders.judges import Judges
 
 PAGE = Path("docs/drift.md")
 COUNTS = [60, 43, 30, 22, 15, 11, 8, 5, 4, 3]

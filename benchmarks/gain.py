@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import work
 from pipeline.config import REAL_ARMS
+from pipeline.core import work
 from pipeline.errors import InputError, TailforgeError
 from pipeline.report import words
 from tailforge import project, settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
+from pipeline.core import work
 
 
 def replace(page: Path, name: str, text: str) -> None:

@@ -11,10 +11,10 @@ import time
 
 import torch
 
-from pipeline.augmentation import CONDITIONS
-from pipeline.networks.diffusers_unet import DiffusersUNet
-from pipeline.networks.unet import UNet
-from pipeline.training import autocast, device
+from pipeline.generators.shared.augmentation import CONDITIONS
+from pipeline.generators.shared.networks.diffusers_unet import DiffusersUNet
+from pipeline.generators.shared.networks.unet import UNet
+from pipeline.runtime.training import autocast, device
 
 CASES = [((1, 8, 8), 48, 1, 1), ((1, 28, 28), 64, 1, 2), ((3, 32, 32), 64, 2, 2)]
 

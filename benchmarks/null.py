@@ -16,17 +16,18 @@ import numpy as np
 import torch
 
 from benchmarks.gain import PLACE, RESULTS
-from pipeline import config, work
+from pipeline import config
 from pipeline.arms import Arm
 from pipeline.classifier import selection, train
 from pipeline.classifier.packed import Run, train_all
 from pipeline.config import SELF_DISTILLATION
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
+from pipeline.core.seeds import numpy_rng
 from pipeline.errors import InputError, TailforgeError
 from pipeline.evaluation.intervals import interval, resample
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import verdict
-from pipeline.prepared import Prepared
-from pipeline.seeds import numpy_rng
 
 RUNS, PAIRS = 40, 1000
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from benchmarks import marks
 from benchmarks.gain import PLACE
-from pipeline import config, work
+from pipeline import config
 from pipeline.arms import Arm, Material, TrainingPlan, synthetic_arms
 from pipeline.classifier import selection, train
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import ENSEMBLE, SELF_DISTILLATION
+from pipeline.core import work
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.errors import InputError, TailforgeError
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
 
 SEEDS = range(8)
 PAGE, MARK = Path("docs/experiments.md"), "students"

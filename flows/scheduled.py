@@ -24,7 +24,8 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from flows import device, dvc, elsewhere, git, images, warm, workers, worktree
+from flows import device, dvc, git, images, warm, workers, worktree
+from flows import remote_stages as elsewhere
 from flows.augment import augment
 
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
@@ -46,7 +47,7 @@ def scheduled(
     `project` is its folder, else that of TAILFORGE_PROJECT. `only` names stages, all if none. With `if_new` nothing happens
     unless the images, or settings and code that read them, have changed. `send` gives stages that want a device to the pool
     `gpu`; `push` sends the data to DVC's remote before the release is made. `remote` is git's remote for workers on other
-    machines, which have clones (flows/elsewhere.py); without it they work in this worktree.
+    machines, which have clones (flows/remote_stages.py); without it they work in this worktree.
     """
     home = _folder(project)
     with worktree.opened(home, get_run_logger().info, clear=workers.clear) as folder:

@@ -6,7 +6,7 @@
 
 Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
 again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
-worker is called crashed for its silence (flows/silence.py).
+worker is called crashed for its silence (flows/liveness.py).
 
 Prefect's server believes whoever reaches it, and a page in a browser reaches this machine: by a request across origins, by a
 WebSocket, or under a name that its owner has pointed here (DNS rebinding). So the server always has a password, which stands
@@ -30,7 +30,8 @@ from pathlib import Path
 
 from prefect.context import refresh_global_settings_context
 
-from flows import device, dvc, silence
+from flows import device, dvc
+from flows import liveness as silence
 from flows.scheduled import PROJECT
 from flows.server import HEARTBEAT, Away, Refused, reach
 

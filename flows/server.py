@@ -62,7 +62,7 @@ def at_hand() -> Iterator[None]:
     """Flow runs of this block have a server: the user's, or a temporary one that ends with this process. Raises Refused."""
     if get_current_settings().api.url is not None:
         reach()
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT}):  # as of all runs there (flows/silence.py)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT}):  # as of all runs there (flows/liveness.py)
             yield
         return
     _start()

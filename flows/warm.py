@@ -1,7 +1,7 @@
 """One warm process for all stages of a run: it imports torch and the rest once, and each stage is a fork of it.
 
-What it is, and how nothing outlives who asked, stands in pipeline/stages/warm.py. It lives for one block, so that code edited
-between two runs is seen, and starts at once, so that its imports and whatever else has to start overlap.
+What it is, and how nothing outlives who asked, stands in pipeline/runtime/warm_server.py. It lives for one block, so that code
+edited between two runs is seen, and starts at once, so that its imports and whatever else has to start overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows import dvc
 
-VARIABLE = "TAILFORGE_WARM"  # as in pipeline/stages/asking.py
+VARIABLE = "TAILFORGE_WARM"  # as in pipeline/runtime/stage_client.py
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def process(project: Path, *, grace: float) -> Iterator[None]:
             yield
             return
         it.listen()
-        command = [sys.executable, "-c", "from pipeline.stages.warm import main; main()", str(it.fileno()), place]
+        command = [sys.executable, "-c", "from pipeline.runtime.warm_server import main; main()", str(it.fileno()), place]
         with dvc.supervised(command, cwd=project, output=sys.stderr, grace=grace, keep=[it.fileno()]) as warm:
             it.close()  # the warm process has it: where that is gone, nobody listens
             os.environ[VARIABLE] = place

@@ -22,7 +22,8 @@ from prefect.deployments import run_deployment
 from prefect.futures import wait
 from prefect.states import Cancelling, Completed, Failed
 
-from flows import dvc, elsewhere, git
+from flows import dvc, git
+from flows import remote_stages as elsewhere
 
 DEVICE = ("fit", "sample", "train_real", "train_synthetic", "train_ensemble")
 REPRODUCE_STAGE = "stage/reproduce-stage"  # of prefect.yaml
@@ -43,8 +44,8 @@ def wanted(stage: str) -> bool:
 def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote: str) -> State[Any] | None:
     """Have workers reproduce what has changed of `stages`; a Failed state after the first matrix that failed.
 
-    `done` are the stages before, which are up to date. With `remote` workers have clones (flows/elsewhere.py); else they work
-    in the folder `project`. Raises DvcError, GitError.
+    `done` are the stages before, which are up to date. With `remote` workers have clones (flows/remote_stages.py); else they
+    work in the folder `project`. Raises DvcError, GitError.
     """
     run = str(_run().id)
     where = _sent_for(project) | ({"remote": remote, "run": run} if remote else {})

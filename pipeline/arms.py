@@ -72,9 +72,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Classifier
+from pipeline.core.manifest import Manifest
+from pipeline.core.seeds import numpy_rng
 from pipeline.errors import LeakError
-from pipeline.manifest import Manifest
-from pipeline.seeds import numpy_rng
 
 Mix = Literal["none", "mixup", "cutmix"]
 Labels = Literal["hard", "soft"]

@@ -5,7 +5,7 @@ nothing of this project changes. In a project that `tailforge init` laid, what a
 what the bake-off makes is there for a run that comes after it. A family that cannot take these data, or fails, is a row
 that says why.
 
-Families are compared on validation rows (pipeline/measures.py); the test set stays shut.
+Families are compared on validation rows (pipeline/evaluation/measures.py); the test set stays shut.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from flows import dvc, warm
-from pipeline import work
 from pipeline.config import FAMILIES, Params
+from pipeline.core import work
 from pipeline.errors import ConfigError, InputError, TailforgeError
 from tailforge import project, running, scoreboard, settings
 

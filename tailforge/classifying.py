@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline import bayes, config
+from pipeline import config
 from pipeline.classifier import selection, train
+from pipeline.core.prepared import Prepared
 from pipeline.datasets import decode
 from pipeline.errors import ConfigError, InputError
-from pipeline.generators import registry
-from pipeline.prepared import Prepared
+from pipeline.generators import bayes, registry
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 

@@ -88,7 +88,7 @@ def export(
     all_: Annotated[bool, typer.Option("--all", help="Rejected images too.")] = False,
 ) -> None:
     """Write the accepted synthetic images as a plain ImageFolder."""
-    from pipeline.export import export as write
+    from pipeline.datasets.export import export as write
 
     folder = Path("data/pools", pool) if pool.isidentifier() else Path(pool)
     counts = write(folder, Path(*folder.parts[:-2], "verdicts", folder.name), out, everything=all_)

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pipeline import export
+from pipeline.datasets import export
 from tailforge import project, releases, running
 from tailforge.releases import Release
 

@@ -75,7 +75,7 @@ def _version(package: str) -> str:
 def _bf16() -> str:
     import torch
 
-    from pipeline import training
+    from pipeline.runtime import training
 
     where = training.device()
     with training.autocast("auto", where):

@@ -25,7 +25,7 @@ import yaml
 
 import pipeline
 from flows import git
-from pipeline import work
+from pipeline.core import work
 from pipeline.errors import ConfigError, InputError
 
 CODE = Path(".tailforge/code")

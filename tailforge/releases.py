@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import dvc, git, images
-from pipeline import export, work
 from pipeline.config import ENSEMBLE
+from pipeline.core import work
+from pipeline.datasets import export
 from pipeline.errors import DataError, InputError
 from tailforge import project, records, running, tags
 from tailforge.records import POOLS, VERDICTS

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flows import dvc, images, warm
-from pipeline import config, work
+from pipeline import config
+from pipeline.core import work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
 from pipeline.report import words
 from tailforge import mounts, project, settings

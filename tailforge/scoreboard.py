@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import costs, work
+from pipeline.core import work
+from pipeline.runtime import costs
 
 Row = Mapping[str, str]
 
@@ -146,8 +147,8 @@ def picture(place: Path, family: str, file: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from pipeline.manifest import Manifest
-    from pipeline.prepared import Prepared
+    from pipeline.core.manifest import Manifest
+    from pipeline.core.prepared import Prepared
 
     data = Prepared(place / "data/prepared")
     c, h, w = data.shape

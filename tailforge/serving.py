@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import work
+from pipeline.core import work
 from pipeline.errors import InputError
 from tailforge import mounts, project
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from pipeline import config
+from pipeline.core.seeds import numpy_rng
 from pipeline.datasets import decode, rows
 from pipeline.errors import DataError
-from pipeline.seeds import numpy_rng
 
 SAMPLE = 200
 LARGEST_SIDE = 32  # pixels

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import reliability
-import toy as toy_project
 
+from helpers import reliability
+from helpers import toy as toy_project
 from pipeline import config
 from pipeline.config import Engine
 
@@ -97,7 +97,7 @@ def cluster(local: Engine) -> Iterator[Engine]:
     os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
     command, path = (
         [sys.executable, "-W", "ignore", "-c", CLUSTER],
-        {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/runtime")])},
     )
     heeded = signal.getsignal(signal.SIGTERM)
     with subprocess.Popen(command, env=os.environ | path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -112,7 +112,7 @@ def cluster(local: Engine) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
-    """The small project of tests/toy.py after one `dvc repro`."""
+    """The small project of tests/helpers/toy.py after one `dvc repro`."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "dvc.yaml").write_text(toy_project.DVC_YAML)
     (folder / "stage.py").write_text(toy_project.STAGE)

@@ -139,8 +139,8 @@ def test_a_missing_dependency_is_found() -> None:
 def test_imports_in_functions_and_lazy_ones_are_seen(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline.arms\n"
-    file.write_text(f"{for_types}def f():\n    from pipeline import seeds\n")
-    assert "pipeline.seeds" in set(imported(file)) and "pipeline.arms" not in set(imported(file))
+    file.write_text(f"{for_types}def f():\n    from pipeline.core import seeds\n")
+    assert "pipeline.core.seeds" in set(imported(file)) and "pipeline.arms" not in set(imported(file))
 
 
 def test_families_do_not_share_a_file_of_their_own() -> None:

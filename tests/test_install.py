@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toy import ROOT
+
+from helpers.toy import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

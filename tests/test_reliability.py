@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import reliability
-from reliability import PAGE, ROWS, Recorder, marked, page
+
+from helpers import reliability
+from helpers.reliability import PAGE, ROWS, Recorder, marked, page
 
 
 def test_every_mark_is_of_a_row_and_stands_on_the_page() -> None:

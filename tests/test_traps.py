@@ -15,29 +15,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import digits_project
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from digits_project import CLASSES
 
+from helpers import digits_project
+from helpers.digits_project import CLASSES
 from pipeline import config
 from pipeline.arms import Arm, Material, recipes, synthetic_arms
 from pipeline.classifier import networks, train
+from pipeline.core.images import encode_png
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.datasets import duplicates
+from pipeline.encoders.judges import Judges
 from pipeline.errors import LeakError
 from pipeline.evaluation import score
 from pipeline.evaluation.intervals import interval, resample
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import strata
-from pipeline.features import Judges
 from pipeline.generators import registry
-from pipeline.generators.base import Traits
-from pipeline.images import encode_png
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
+from pipeline.generators.shared.base import Traits
 from pipeline.stages import fit as fit_stage
 from pipeline.stages import judges as judges_stage
 from pipeline.stages import prepare as prepare_stage
@@ -287,7 +287,7 @@ def test_6_added_rows_do_not_shift_the_prior() -> None:
 
 def folder_of_pictures(root: Path) -> None:
     """Two classes of 24 pictures, each once more with every pixel one level brighter."""
-    import making
+    from helpers import making
 
     for i in range(24):
         folder = root / "ab"[i % 2]
@@ -404,7 +404,7 @@ def test_9_the_same_pixels_give_the_same_bytes_whatever_file_they_came_from(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "tests/datasets")
-    import making
+    from helpers import making
 
     for i in range(24):
         (tmp_path / "raw" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.scale.measured import SHAPES, Figures, costs, image
 from benchmarks.scale.page import page
 from benchmarks.scale.plan import Plan
-from pipeline import work
+from pipeline.core import work
 from pipeline.errors import TailforgeError
 
 PAGE = Path("docs/scale.md")

@@ -337,7 +337,7 @@ def _failures(plans: Sequence[Plan]) -> str:
 
 
 def _checkpoints(plans: Sequence[Plan]) -> str:
-    from pipeline.training import CHECKPOINT_SECONDS  # torch, slow to import
+    from pipeline.runtime.training import CHECKPOINT_SECONDS  # torch, slow to import
 
     body = []
     for plan in plans:

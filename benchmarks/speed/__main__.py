@@ -14,10 +14,10 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.speed import results
-from pipeline import work
-from pipeline.costs import machine
+from pipeline.core import work
 from pipeline.errors import TailforgeError
-from pipeline.training import device
+from pipeline.runtime.costs import machine
+from pipeline.runtime.training import device
 
 RESULTS, PAGE = Path("benchmarks/results/speed.csv"), Path("docs/speed.md")
 

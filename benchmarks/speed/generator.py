@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import plain
-from pipeline import config, images
-from pipeline.augmentation import CONDITIONS
+from pipeline import config
+from pipeline.core import images
+from pipeline.core.manifest import Manifest
+from pipeline.core.seeds import derive, numpy_rng
 from pipeline.datasets.rows import rows
-from pipeline.features import Judges
+from pipeline.encoders.judges import Judges
 from pipeline.generators import diffusion, flow_matching, registry
-from pipeline.manifest import Manifest
-from pipeline.networks.unet import UNet
-from pipeline.seeds import derive, numpy_rng
-from pipeline.training import Learner, Optimisation, autocast, device
+from pipeline.generators.shared.augmentation import CONDITIONS
+from pipeline.generators.shared.networks.unet import UNet
+from pipeline.runtime.training import Learner, Optimisation, autocast, device
 from pipeline.validation import fidelity
 
 SIZE, CLASSES = 28, 10

@@ -30,19 +30,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed.generator import flop
 from benchmarks.speed.scaling import CLASSES, digits, import_module_quietly
-from pipeline import config, features, images, training, work
-from pipeline.augmentation import CONDITIONS
+from pipeline import config
 from pipeline.classifier import networks
+from pipeline.core import images, work
+from pipeline.core.manifest import Manifest
+from pipeline.core.seeds import numpy_rng
+from pipeline.encoders import judges as features
+from pipeline.encoders.judges import Judges
+from pipeline.encoders.resnet import SmallResNet
 from pipeline.evaluation.intervals import resample
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.score import score
-from pipeline.features import Judges
-from pipeline.manifest import Manifest
-from pipeline.networks.resnet import SmallResNet
-from pipeline.networks.unet import UNet
-from pipeline.sampling import Plan, write_pool
-from pipeline.seeds import numpy_rng
-from pipeline.training import Learner, Optimisation
+from pipeline.generators.sampling import Plan, write_pool
+from pipeline.generators.shared.augmentation import CONDITIONS
+from pipeline.generators.shared.networks.unet import UNet
+from pipeline.runtime import training
+from pipeline.runtime.training import Learner, Optimisation
 from pipeline.validation import gate
 from pipeline.validation.checks import Checks, Measured
 

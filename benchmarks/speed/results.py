@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pipeline import work
+from pipeline.core import work
 
 
 @dataclass(frozen=True)

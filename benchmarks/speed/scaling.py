@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import config, images
-from pipeline.manifest import SCHEMA, Manifest
+from pipeline import config
+from pipeline.core import images
+from pipeline.core.manifest import SCHEMA, Manifest
 
 CLASSES = [str(c) for c in range(10)]
 CHUNK = 1000  # rows made at a time
@@ -108,7 +109,7 @@ def validation(n: int, folder: Path) -> Work:
 
 def gate(n: int, folder: Path) -> Work:
     """All that the stage `validate` does with a pool, made by the family `naive`."""
-    from pipeline.features import Judges
+    from pipeline.encoders.judges import Judges
     from pipeline.validation import gate
 
     import_module_quietly("great_expectations.expectations")
@@ -139,7 +140,7 @@ def sampling(n: int, folder: Path) -> Work:
     import torch
 
     from pipeline.generators import naive, registry
-    from pipeline.sampling import Plan, write_pool
+    from pipeline.generators.sampling import Plan, write_pool
 
     folder.mkdir(exist_ok=True)
     pixels, labels = digits()

@@ -1,4 +1,4 @@
-"""Many training runs, packed: worker processes of one thread each, one run at a time in each of them (pipeline/engine.py).
+"""Many training runs, packed: worker processes of one thread each, one run at a time in each (runtime/engine.py).
 
 A small network cannot use several threads, so k runs side by side finish sooner than k runs one after the other on all
 threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, material) and every worker has one
@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline import engine, training, weights
 from pipeline.arms import Arm, Material
 from pipeline.classifier import train
 from pipeline.config import Classifier, Engine
-from pipeline.seeds import derive
+from pipeline.core import weights
+from pipeline.core.seeds import derive
+from pipeline.runtime import engine, training
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import training, work
 from pipeline.arms import Arm, Labels, Material, Recipe, null_arms, recipes, synthetic_arms
 from pipeline.classifier import mixing, transforms
 from pipeline.classifier import train as classifier
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import SELF_DISTILLATION, Params
+from pipeline.core import work
+from pipeline.core.images import to_uint8
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
+from pipeline.core.seeds import derive, numpy_rng, rng
 from pipeline.errors import DataError, LeakError
-from pipeline.images import to_uint8
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
-from pipeline.seeds import derive, numpy_rng, rng
+from pipeline.runtime import training
 
 MOVED_AT_ONCE = 10_000  # images
 

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import training, weights
 from pipeline.arms import Late, TrainingPlan
 from pipeline.classifier import mixing, networks, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.config import Classifier
-from pipeline.images import to_float
-from pipeline.seeds import derive, numpy_rng, rng, torch_stream
+from pipeline.core import weights
+from pipeline.core.images import to_float
+from pipeline.core.seeds import derive, numpy_rng, rng, torch_stream
+from pipeline.runtime import training
 
 
 def initial(

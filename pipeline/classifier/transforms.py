@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.images import to_float
+from pipeline.core.images import to_float
 
 ROTATION = 15.0  # degrees, at most, either way
 SCALE = 0.15  # relative, at most, either way

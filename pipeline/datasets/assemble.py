@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import work
 from pipeline.config import Data
+from pipeline.core import work
+from pipeline.core.manifest import SCHEMA
 from pipeline.datasets.decide import Decision
 from pipeline.datasets.split import FILES, SIDES, TEST, TRAIN, VAL
-from pipeline.manifest import SCHEMA
 
 ROW_GROUP = 1024
 LISTED = 100  # rows written out for each reason; totals count them all

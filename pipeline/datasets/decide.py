@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import seeds
 from pipeline.config import Params
+from pipeline.core import seeds
 from pipeline.datasets import duplicates, lists, scarcity, split
 from pipeline.datasets.past import Past
 from pipeline.datasets.rows import FORMATS, natural

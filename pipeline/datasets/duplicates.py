@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline import seeds
+from pipeline.core import seeds
 
 THUMBNAIL = 16
 PEAK = 16

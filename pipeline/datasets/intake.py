@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline import images, work
 from pipeline.config import Data
+from pipeline.core import images, work
 from pipeline.datasets.decode import Unreadable, bring_to_form, strict_pillow
 from pipeline.datasets.duplicates import thumbnail
 from pipeline.datasets.rows import Row

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import work
 from pipeline.config import Params
+from pipeline.core import work
 from pipeline.datasets.split import SIDES
 from pipeline.errors import DataError
 

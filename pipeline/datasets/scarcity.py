@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import seeds
 from pipeline.config import Scarcity
+from pipeline.core import seeds
 from pipeline.errors import DataError
 
 

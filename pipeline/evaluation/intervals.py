@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
-from pipeline.seeds import numpy_rng
+from pipeline.core.seeds import numpy_rng
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from pipeline.images import to_float
-from pipeline.manifest import Manifest
-from pipeline.seeds import derive
+from pipeline.core.images import to_float
+from pipeline.core.manifest import Manifest
+from pipeline.core.seeds import derive
 
 SIDE = 16
 

@@ -23,12 +23,12 @@ from pipeline.arms import recipes
 from pipeline.classifier import train as classifier
 from pipeline.classifier.selection import read_choice
 from pipeline.config import ENSEMBLE, Params
+from pipeline.core.manifest import Manifest
 from pipeline.evaluation import reference, worth
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import strata, verdict
 from pipeline.generators import registry
-from pipeline.manifest import Manifest
 
 PER_CLASS = ("recall", "auroc", "average_precision")
 MIN_SEEDS = 5

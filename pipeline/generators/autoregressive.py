@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import augmentation, density
-from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
+from pipeline.core.images import to_float
+from pipeline.core.seeds import noise, torch_stream
 from pipeline.errors import ConfigError
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.images import to_float
-from pipeline.networks.unet import zero
-from pipeline.parallel import Dropout, share
-from pipeline.seeds import noise, torch_stream
-from pipeline.training import autocast, device, threads
+from pipeline.generators.shared import augmentation, density
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.networks.unet import zero
+from pipeline.runtime.parallel import Dropout, share
+from pipeline.runtime.training import autocast, device, threads
 
 NAME = "autoregressive"
 SEEN, TOLD = 8, 32  # cosines by which a level comes in and goes out

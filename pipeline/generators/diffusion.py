@@ -1,7 +1,7 @@
 """Diffusion: a network that removes noise of every level, and the chains that turn noise into images with it.
 
 All in z = x_0 + s e, e ~ N(0, I), with x_0 centred and scaled by the train images' mean and deviation; the network sees
-z / sqrt(1 + s^2), of unit variance, and predicts e, x_0 or v (pipeline/noise.py); D(z, s) is the x_0 that this stands for.
+z / sqrt(1 + s^2), of unit variance, and predicts e, x_0 or v (shared/noise.py); D(z, s) is the x_0 that this stands for.
 
     L = E_{s, x_0, e} | F(z / sqrt(1 + s^2), s, y, a) - target |^2           Ho et al., 2020, eq. 14; v: Salimans & Ho, 2022
     s drawn as `schedule` says: 1000 discrete steps of DDPM (linear), of Nichol & Dhariwal, 2021 (cosine), or EDM's
@@ -29,15 +29,14 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline import density, noise, solvers
-from pipeline.batches import Batch
 from pipeline.config import Count, Section
-from pipeline.generators import denoising
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.denoising import Denoising, Example
-from pipeline.seeds import derive, rng
-from pipeline.seeds import noise as noise_of
-from pipeline.training import device, threads
+from pipeline.core.seeds import derive, rng
+from pipeline.core.seeds import noise as noise_of
+from pipeline.generators.shared import denoising, density, noise, solvers
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch
+from pipeline.generators.shared.denoising import Denoising, Example
+from pipeline.runtime.training import device, threads
 
 NAME = "diffusion"
 SCHEDULES: dict[str, type[noise.Schedule]] = {"linear": noise.LinearBeta, "cosine": noise.Cosine, "edm": noise.Edm}

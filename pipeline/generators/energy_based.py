@@ -32,13 +32,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import augmentation, gaussians
-from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
+from pipeline.core.seeds import derive, noise, rng, torch_stream
 from pipeline.errors import ConfigError, Diverged
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.seeds import derive, noise, rng, torch_stream
-from pipeline.training import autocast, device, threads
+from pipeline.generators.shared import augmentation, gaussians
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.runtime.training import autocast, device, threads
 
 NAME = "energy_based"
 BOUND = 5.0  # chains of images in [-1, 1] stay within BOUND (1 + noise) unless they run away
@@ -78,7 +78,7 @@ class Block(nn.Module):
 class Gaussians(nn.Module):
     """N(m_y, S_y + s^2 I) for each class, in the plane of the first principal components; isotropic around it.
 
-    S_y is drawn towards the pooled covariance (pipeline/gaussians.py).
+    S_y is drawn towards the pooled covariance (pipeline/generators/shared/gaussians.py).
     """
 
     mean: Tensor

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Section
+from pipeline.core.images import to_float, to_uint8
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
-from pipeline.images import to_float, to_uint8
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, read_model, write_model
 
 NAME = "external"
 

@@ -27,15 +27,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import density, noise, solvers
-from pipeline.batches import Batch
 from pipeline.config import Count, Section
-from pipeline.generators import denoising
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.denoising import Denoising, Example
-from pipeline.seeds import noise as noise_of
-from pipeline.seeds import rng
-from pipeline.training import device, threads
+from pipeline.core.seeds import noise as noise_of
+from pipeline.core.seeds import rng
+from pipeline.generators.shared import denoising, density, noise, solvers
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch
+from pipeline.generators.shared.denoising import Denoising, Example
+from pipeline.runtime.training import device, threads
 
 NAME = "flow_matching"
 

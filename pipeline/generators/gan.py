@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.batches import Batch
 from pipeline.config import Count, Section
-from pipeline.generators import adversarial
-from pipeline.generators.adversarial import Adversarial
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.seeds import noise, torch_stream
-from pipeline.training import Learner, autocast, device, threads
+from pipeline.core.seeds import noise, torch_stream
+from pipeline.generators.shared import adversarial
+from pipeline.generators.shared.adversarial import Adversarial
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch
+from pipeline.runtime.training import Learner, autocast, device, threads
 
 NAME = "gan"
 SLOPE = (

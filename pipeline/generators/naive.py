@@ -22,11 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import density, gaussians
 from pipeline.config import Count, Section, Share
+from pipeline.core.seeds import noise, rng
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, Stored, Traits, read_model, write_model
-from pipeline.seeds import noise, rng
+from pipeline.generators.shared import density, gaussians
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, read_model, write_model
 
 NAME = "naive"
 FLOOR = 1 / (

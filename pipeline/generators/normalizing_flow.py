@@ -2,7 +2,7 @@
 
     log p(x | y) = log N(u; mu_y, I) + log |det du/dx|,    u = f_L ∘ … ∘ f_1 ∘ whiten ∘ logit(x~)    (their eq. 3)
 
-logit     dequantised images to the whole line                                          (pipeline/density.py)
+logit     dequantised images to the whole line                                          (pipeline/generators/shared/density.py)
 whiten    z = S^-1 B^T (x - m): the first d principal directions B, turned and scaled so that the covariance within the
           classes is the identity; the other D - d directions stay Gaussian, all of one variance s^2
 f_i       spline coupling: half of z moves by monotone rational-quadratic splines whose knots, shift and scale are a function
@@ -35,15 +35,15 @@ from zuko.transforms import (
     MonotonicRQSTransform,
 )
 
-from pipeline import augmentation, density
-from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
-from pipeline.gaussians import class_means
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.parallel import Dropout, share
-from pipeline.seeds import noise as noise_of
-from pipeline.seeds import rng, torch_stream
-from pipeline.training import autocast, device, threads
+from pipeline.core.seeds import noise as noise_of
+from pipeline.core.seeds import rng, torch_stream
+from pipeline.generators.shared import augmentation, density
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.gaussians import class_means
+from pipeline.runtime.parallel import Dropout, share
+from pipeline.runtime.training import autocast, device, threads
 
 NAME = "normalizing_flow"
 FLOOR = 1e-6  # least variance of a logit: constant pixels keep a density

@@ -9,7 +9,7 @@ from pipeline.config import FAMILIES, Params, Section, parse
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.generators.base import GenerativeModel
+    from pipeline.generators.shared.base import GenerativeModel
 
 
 def family(name: str) -> type[GenerativeModel]:

@@ -30,17 +30,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import gaussians
-from pipeline.augmentation import CONDITIONS
-from pipeline.batches import Batch, Trained, train
 from pipeline.config import Count, Section, Share
-from pipeline.density import dequantise
+from pipeline.core.seeds import noise, rng, torch_stream
 from pipeline.errors import ConfigError, DataError
-from pipeline.generators.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.networks.unet import Block, zero
-from pipeline.parallel import share
-from pipeline.seeds import noise, rng, torch_stream
-from pipeline.training import autocast, device, threads
+from pipeline.generators.shared import gaussians
+from pipeline.generators.shared.augmentation import CONDITIONS
+from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.density import dequantise
+from pipeline.generators.shared.networks.unet import Block, zero
+from pipeline.runtime.parallel import share
+from pipeline.runtime.training import autocast, device, threads
 
 NAME = "vae"
 LOG_2PI = math.log(2 * math.pi)

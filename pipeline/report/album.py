@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.core.seeds import derive
 from pipeline.errors import DataError
-from pipeline.seeds import derive
 
 SIDE = 96  # pixels; larger images become thumbnails
 PER_CLASS = 10  # pictures in a strip

@@ -24,10 +24,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pipeline import work
 from pipeline.config import ENSEMBLE
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
 from pipeline.errors import DataError
-from pipeline.prepared import Prepared
 from pipeline.report import album, gallery, tables, words
 from pipeline.report.gallery import Family
 from pipeline.report.words import Interval

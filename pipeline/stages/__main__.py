@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.stages import asking
+from pipeline.runtime import stage_client as asking
 
 # verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
 VERBS = {
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except (MemoryError, RuntimeError) as error:
-        from pipeline.training import out_of_memory
+        from pipeline.runtime.training import out_of_memory
 
         if not out_of_memory(error):
             raise

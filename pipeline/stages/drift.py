@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from pipeline import drift, work
 from pipeline.config import Params
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
+from pipeline.datasets import drift
 from pipeline.errors import DataError
-from pipeline.prepared import Prepared
 
 ROWS = ("train.parquet", "dataset.json")  # of a prepared version, what a fit needs
 
@@ -18,7 +19,7 @@ def run(params: Params, prepared: Path, out: Path) -> None:
     """Write three entries into folder `out`; what an earlier version left there is what `prepared` is compared with.
 
     before/      the version that is compared with: train.parquet, dataset.json (classes and form of the images)
-    drift.json   what changed and what follows (pipeline/drift.py)
+    drift.json   what changed and what follows (pipeline/datasets/drift.py)
     reference/   the version that generators are fitted on: `before` as it is where they are re-used, else the present one
 
     Raises DataError where a file of `prepared` or drift.json is missing or torn.

@@ -6,10 +6,10 @@ import csv
 import io
 from pathlib import Path
 
-from pipeline import work
 from pipeline.config import Params
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
 from pipeline.evaluation.score import evaluate
-from pipeline.prepared import Prepared
 
 
 def run(params: Params, prepared: Path, runs: Path, metrics: Path, gains: Path, out: Path) -> None:

@@ -6,12 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline import costs, parallel, work
 from pipeline.config import Params, Section, parse
+from pipeline.core import work
+from pipeline.core.images import to_float
+from pipeline.core.prepared import Prepared
 from pipeline.errors import ConfigError
 from pipeline.generators import registry
-from pipeline.images import to_float
-from pipeline.prepared import Prepared
+from pipeline.runtime import costs, parallel
 
 CHECKPOINTS = ".checkpoints"
 

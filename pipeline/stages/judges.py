@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
 from pipeline.config import Params
-from pipeline.features import Judges
-from pipeline.prepared import Prepared
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
+from pipeline.encoders.judges import Judges
 
 
 def run(params: Params, prepared: Path, out: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import measures, work
 from pipeline.config import Params
+from pipeline.core import work
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
+from pipeline.evaluation import measures
 from pipeline.generators import registry
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
 
 
 def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, verdicts: Path, out: Path) -> None:

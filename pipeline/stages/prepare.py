@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
 from pipeline.config import FAMILIES, Params
+from pipeline.core import work
 from pipeline.datasets import assemble, external, intake, lists, past
 from pipeline.datasets.decide import decide
 from pipeline.datasets.rows import rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
 from pipeline.config import Params
+from pipeline.core import work
 from pipeline.report import page
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pipeline import costs, sampling, work
 from pipeline.config import Params
-from pipeline.generators import registry
-from pipeline.prepared import Prepared
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
+from pipeline.generators import registry, sampling
+from pipeline.runtime import costs
 
 
 def run(params: Params, family: str, prepared: Path, reference: Path, model: Path, out: Path, cost: Path) -> None:

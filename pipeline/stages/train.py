@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import work
 from pipeline.classifier import selection
 from pipeline.config import ENSEMBLE, Params
+from pipeline.core import work
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.errors import InputError
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
 
 
 def run(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import bayes, work
 from pipeline.config import Params
+from pipeline.core import work
+from pipeline.core.prepared import Prepared
+from pipeline.encoders.judges import Judges
 from pipeline.errors import TailforgeError
-from pipeline.features import Judges
-from pipeline.generators import registry
-from pipeline.prepared import Prepared
+from pipeline.generators import bayes, registry
 from pipeline.validation import gate
 
 

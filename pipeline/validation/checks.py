@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config
-from pipeline.features import Judges, Opinion
-from pipeline.manifest import Manifest
-from pipeline.seeds import numpy_rng
+from pipeline.core.manifest import Manifest
+from pipeline.core.seeds import numpy_rng
+from pipeline.encoders.judges import Judges, Opinion
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
 CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for

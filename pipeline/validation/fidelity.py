@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.seeds import derive, numpy_rng
+from pipeline.core.seeds import derive, numpy_rng
 
 METRICS = ("kid", "mmd", "frechet", "sliced_wasserstein", "precision", "recall", "density", "coverage", "c2st")
 SUBSET = 1000  # rows a side

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline import config, images, work
-from pipeline.features import Judges
-from pipeline.manifest import SCHEMA, Manifest
-from pipeline.seeds import numpy_rng
+from pipeline import config
+from pipeline.core import images, work
+from pipeline.core.manifest import SCHEMA, Manifest
+from pipeline.core.seeds import numpy_rng
+from pipeline.encoders.judges import Judges
 from pipeline.validation import fidelity, table
 from pipeline.validation.checks import CHECKS, Checks, Measured, Posterior
 

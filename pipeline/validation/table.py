@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.manifest import SCHEMA, Manifest
+from pipeline.core.manifest import SCHEMA, Manifest
 
 PLAIN = [name for name in SCHEMA.names if name not in ("image", "sources", "group")]
 DERIVED = ["new_id", "sources_in_train"]

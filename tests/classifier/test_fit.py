@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import digits_project
 import numpy as np
 import pytest
 import torch
 
-from pipeline import training
+from helpers import digits_project
 from pipeline.arms import Arm, LateRecipe, Material, Recipe, TrainingPlan, recipes
 from pipeline.classifier import networks, train, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.errors import DataError, Diverged
+from pipeline.runtime import training
 
 CONFIG = digits_project.params(
     classifier={"network": "small", "steps": 200, "batch_images": 32, "lr": 0.01, "weight_decay": 0.0}

@@ -9,15 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import digits_project
 import numpy as np
 import pytest
-from toy import alive, descendants, until
 
-from pipeline import weights
+from helpers import digits_project
+from helpers.toy import alive, descendants, until
 from pipeline.arms import Arm, Material, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Engine
+from pipeline.core import weights
 from pipeline.errors import Diverged, WorkerLost
 
 ROOT = Path(__file__).parents[2]

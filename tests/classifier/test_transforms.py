@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.classifier import transforms
-from pipeline.images import to_float
+from pipeline.core.images import to_float
 
 
 def batch(n: int = 32, c: int = 3, size: int = 16) -> torch.Tensor:

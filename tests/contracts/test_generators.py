@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts_settings import CLASSES, SETTINGS, SHAPE, digits
 
-from pipeline import density, training
-from pipeline.batches import Trained
+from helpers.contracts_settings import CLASSES, SETTINGS, SHAPE, digits
 from pipeline.config import FAMILIES
+from pipeline.core.images import to_uint8
 from pipeline.errors import DataError
-from pipeline.generators.base import GenerativeModel, HasEnergy, HasLogProb
 from pipeline.generators.registry import family
-from pipeline.images import to_uint8
+from pipeline.generators.shared import density
+from pipeline.generators.shared.base import GenerativeModel, HasEnergy, HasLogProb
+from pipeline.generators.shared.batches import Trained
+from pipeline.runtime import training
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -92,7 +93,7 @@ def test_a_killed_fit_goes_on_to_the_same_model(name: str, tmp_path: Path, monke
     kind = family(name)
     if not issubclass(kind.Config, Trained):
         return  # nothing to go on with: no training loop
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     step = training.Learner.step
 
     def model(folder: Path | None, seed: int = 5) -> bytes:

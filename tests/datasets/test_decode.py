@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets.making import picture
 from PIL import Image
 
+from helpers.making import picture
 from pipeline.datasets.decode import MAX_PIXELS, Unreadable, bring_to_form, opened, strict_pillow
 
 

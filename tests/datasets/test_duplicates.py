@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 import pytest
-from datasets.making import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.making import picture
 from pipeline.datasets.duplicates import components, equal_pairs, near_pairs, thumbnail
 
 

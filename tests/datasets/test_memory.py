@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy import ROOT
 
+from helpers.toy import ROOT
 from pipeline.datasets import decode
 
 SIDE = 2048

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from datasets.making import ROOT, folders, params, picture
 from PIL import Image
 
+from helpers.making import ROOT, folders, params, picture
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.datasets import past
-from pipeline.manifest import Manifest
-from pipeline.prepared import Prepared
 from pipeline.stages import prepare
 
 OUT = Path("data/prepared")
@@ -180,7 +180,7 @@ def test_a_second_version_killed_at_any_rename_ends_the_same() -> None:
     made()
     expected = contents()
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom datasets.making import params\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.making import params\n"
         "from pipeline.stages import prepare\nreplace, left = os.replace, int(sys.argv[1])\n"
         "def counted(*paths):\n    global left\n    left -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left < 0 else replace(*paths)\nos.replace = counted\n"

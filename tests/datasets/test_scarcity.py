@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets.making import params
 
+from helpers.making import params
 from pipeline.datasets.scarcity import choose, wanted
 from pipeline.errors import DataError
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets.making import folders, params, picture
 
+from helpers.making import folders, params, picture
 from pipeline.datasets import external, rows
 from pipeline.datasets.decode import Unreadable
 from pipeline.datasets.rows import Row

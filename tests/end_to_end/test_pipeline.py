@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from toy import ROOT
+
+from helpers.toy import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from end_to_end.test_pipeline import MAIN, TINY, options, stages_that_ran
 from PIL import Image
-from versions import DIGITS, noisy
+
+from end_to_end.test_pipeline import MAIN, TINY, options, stages_that_ran
+from helpers.versions import DIGITS, noisy
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MODEL = ["fit@naive", "sample@naive"]

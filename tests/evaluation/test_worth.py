@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from digits_project import params
 
+from helpers.digits_project import params
 from pipeline.arms import recipes
 from pipeline.config import SELF_DISTILLATION
 from pipeline.evaluation import worth

@@ -27,15 +27,16 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy import ROOT
 
 from flows import dvc, git
-from pipeline import config, export, images, weights
-from pipeline.datasets import decode, external, lists, past, table
+from helpers.toy import ROOT
+from pipeline import config
+from pipeline.core import images, weights
+from pipeline.core.manifest import SCHEMA, Manifest
+from pipeline.datasets import decode, export, external, lists, past, table
 from pipeline.datasets.decode import Unreadable
 from pipeline.errors import ConfigError, DataError, TailforgeError
 from pipeline.generators import registry
-from pipeline.manifest import SCHEMA, Manifest
 from tailforge import difference, project, releases
 from tailforge.settings import checked
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy import ROOT, WAIT, setting, until
 
 from flows import dvc
+from helpers.toy import ROOT, WAIT, setting, until
 from pipeline import config
 from pipeline.errors import ConfigError, InputError
 from tailforge import mounts, project, running, serving, settings

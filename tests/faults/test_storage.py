@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets.making import folders, params
-from digits_project import params as digits_params
-from faults.disk import Disk, Killed, Trial, contents
-from versions import DIGITS, first, noisy, version
 
-from pipeline import work
+from helpers.digits_project import params as digits_params
+from helpers.disk import Disk, Killed, Trial, contents
+from helpers.making import folders, params
+from helpers.versions import DIGITS, first, noisy, version
+from pipeline.core import work
 from pipeline.datasets import intake
 from pipeline.errors import StorageError
 from pipeline.stages import drift, fit, prepare, sample

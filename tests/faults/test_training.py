@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy import ROOT
 
-from pipeline import training, work
+from helpers.toy import ROOT
+from pipeline.core import work
+from pipeline.runtime import training
 
 STEPS = 6
 Points = Callable[[int], None]
@@ -108,9 +109,10 @@ import json, os, random, shutil, sys
 from pathlib import Path
 
 import torch._dynamo
-from datasets.making import folders, params
-from faults.disk import Disk, contents
-from pipeline import training, work
+from helpers.making import folders, params
+from helpers.disk import Disk, contents
+from pipeline.runtime import training
+from pipeline.core import work
 from pipeline.datasets import intake
 from pipeline.stages import drift, fit, prepare, sample
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
 
 import pytest
-from nightly import by_hand, lay
-from served import Served, serving
+
+from helpers.nightly import by_hand, lay
+from helpers.served import Served, serving
 
 
 @pytest.fixture(scope="module")

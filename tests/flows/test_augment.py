@@ -16,10 +16,10 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.testing.utilities import prefect_test_harness
-from served import asked, basic, environ
-from toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 from flows import augment
+from helpers.served import asked, basic, environ
+from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy import ROOT
 
 from flows import device
+from helpers.toy import ROOT
 
 HOLD = """\
 from flows import device

@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from toy import WAIT, alive, pids, setting, until
 
 from flows import dvc
+from helpers.toy import WAIT, alive, pids, setting, until
 
 
 def quiet(_line: str) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
-from served import Served, asked, basic
 from websockets import ConnectionClosed, InvalidStatus, Origin, Subprotocol
 from websockets.sync.client import connect
+
+from helpers.served import Served, asked, basic
 
 EVIL = "http://evil.example"
 SOCKETS = ["events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/gpu/workers/connect"]

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from nightly import by_hand, clone, heads, lay
-from served import LONG, SERVE, Served, own_processes, serving
-from toy import ROOT, until
 
 from flows import dvc, git
+from helpers.nightly import by_hand, clone, heads, lay
+from helpers.served import LONG, SERVE, Served, own_processes, serving
+from helpers.toy import ROOT, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PASSWORD = "night:watch"

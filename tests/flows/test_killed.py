@@ -13,16 +13,16 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from nightly import by_hand, lay
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events import Event
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelled, Cancelling, Pending, Running, Scheduled
-from served import LONG, Served, environ, own_processes, processes, serving, supervisor
-from toy import ROOT, alive, until
 
-from flows import silence
+from flows import liveness as silence
 from flows.augment import augment
+from helpers.nightly import by_hand, lay
+from helpers.served import LONG, Served, environ, own_processes, processes, serving, supervisor
+from helpers.toy import ROOT, alive, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

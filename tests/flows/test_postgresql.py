@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightly import by_hand, lay
-from served import LONG, free_port, processes, serving
-from toy import until
+
+from helpers.nightly import by_hand, lay
+from helpers.served import LONG, free_port, processes, serving
+from helpers.toy import until
 
 SECRET = "open-sesame"
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,15 +14,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from nightly import by_hand, lay
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Cancelling
-from released import OTHER, fill
-from served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
-from toy import ROOT, alive, until
 
 from flows import dvc, git
+from helpers.nightly import by_hand, lay
+from helpers.released import OTHER, fill
+from helpers.served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
+from helpers.toy import ROOT, alive, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nightly import lay
-from released import OTHER, fill
-from toy import until
 
 from flows import dvc, git, worktree
+from helpers.nightly import lay
+from helpers.released import OTHER, fill
+from helpers.toy import until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from contracts_settings import SETTINGS
 from torch import Tensor
 
-from pipeline import augmentation, density
+from helpers.contracts_settings import SETTINGS
+from pipeline.core.images import to_uint8
 from pipeline.errors import ConfigError
 from pipeline.generators.autoregressive import Config, Model, cosines, neighbours, raster
-from pipeline.images import to_uint8
+from pipeline.generators.shared import augmentation, density
 
 Shape = tuple[int, int, int]
 

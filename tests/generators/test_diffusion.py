@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor
 
-from pipeline import noise
-from pipeline.generators import denoising
+from helpers.contracts_settings import SETTINGS, digits
 from pipeline.generators.diffusion import Config, Model, bound, bound_levels, integrate, place, stratified
+from pipeline.generators.shared import denoising, noise
 
 SHAPE = (1, 8, 8)
 SPREAD = 0.7

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from helpers.contracts_settings import SETTINGS, digits
+from pipeline.core.seeds import derive, noise
 from pipeline.errors import ConfigError, Diverged
 from pipeline.generators import energy_based
-from pipeline.generators.base import HasEnergy, HasLogProb
 from pipeline.generators.energy_based import Chains, Config, Gaussians, Model, langevin, slope
-from pipeline.seeds import derive, noise
-from pipeline.training import Learner
+from pipeline.generators.shared.base import HasEnergy, HasLogProb
+from pipeline.runtime.training import Learner
 
 SHAPE, CLASSES = (1, 8, 8), 3
 
@@ -139,7 +139,7 @@ class Killed(Exception):
 
 
 def test_a_killed_fit_goes_on_to_the_same_weights_and_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     step = Learner.step
 
     def dies_at_5(self: Learner, loss: Tensor, k: int) -> float:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 
-from pipeline.batches import Batch
+from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import Diverged
 from pipeline.generators.flow_matching import Config, Model, alike, directions, log_density
-from pipeline.training import Learner, loop
+from pipeline.generators.shared.batches import Batch
+from pipeline.runtime.training import Learner, loop
 
 SHAPE = (1, 8, 8)
 
@@ -97,7 +97,7 @@ class Killed(Exception):
 
 def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = digits()
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     undisturbed = build(steps=12, dropout=0.2).fit(images, labels, seed=5).networks.state_dict()
     step = Learner.step
 
@@ -120,7 +120,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
 
 def test_a_non_finite_loss_stops_the_fit_and_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = digits()
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     step = Learner.step
     monkeypatch.setattr(Learner, "step", lambda self, loss, k: step(self, loss * float("nan") if k == 4 else loss, k))
     with pytest.raises(Diverged, match=r"step 4.*lower lr"):

@@ -8,14 +8,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 
-from pipeline import training
-from pipeline.batches import Batch
+from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import ConfigError
-from pipeline.generators import adversarial, gan, stylegan2
+from pipeline.generators import gan, stylegan2
 from pipeline.generators.gan import Config, Discriminator, Generator, Model
+from pipeline.generators.shared import adversarial
+from pipeline.generators.shared.batches import Batch
+from pipeline.runtime import training
 
 SHAPE = (1, 8, 8)
 
@@ -163,7 +164,7 @@ class Killed(Exception):
 
 
 def test_both_networks_go_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     kept: list[dict[str, Tensor]] = []
     loop = training.loop
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor
 
-from pipeline import density
-from pipeline.augmentation import CONDITIONS
+from helpers.contracts_settings import SETTINGS, digits
+from pipeline.core.seeds import noise
 from pipeline.generators.normalizing_flow import NAME, Config, Flow, Model, Whitening
-from pipeline.seeds import noise
+from pipeline.generators.shared import density
+from pipeline.generators.shared.augmentation import CONDITIONS
 
 PLANE = (1, 1, 2)
 MEANS = torch.tensor([[-0.3, 0.2], [0.4, 0.0]])

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 
-from pipeline import training
+from helpers.contracts_settings import SETTINGS, digits
+from pipeline.core.seeds import torch_stream
 from pipeline.errors import ConfigError
-from pipeline.generators import adversarial, stylegan2
+from pipeline.generators import stylegan2
+from pipeline.generators.shared import adversarial
 from pipeline.generators.stylegan2 import Config, Discriminator, Generator, Model, crossover, mixed, modulated
-from pipeline.seeds import torch_stream
+from pipeline.runtime import training
 
 SHAPE = (1, 8, 8)
 
@@ -178,7 +179,7 @@ class Killed(Exception):
 
 
 def test_both_networks_go_on_to_the_same_weights_p_and_averages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
     settings = {"steps": 12, "ada_images": 500, "ada_target": 0.0, "r1_every": 3}
     kept: list[dict[str, Tensor]] = []
     loop = training.loop

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts_settings import SETTINGS, digits
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.vae import Autoencoder, Code, Config, Model, divergence, halvings, log_normal, spherical
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, images
-from pipeline.manifest import Manifest
+from pipeline import config
+from pipeline.core import images
+from pipeline.core.manifest import Manifest
 from pipeline.stages import report
 
 REAL_ARMS = ["real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup"]

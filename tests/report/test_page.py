@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BEST, Project, drift
 from PIL import Image
 
+from conftest import BEST, Project, drift
 from pipeline.errors import DataError
 from pipeline.report import album, gallery, page
 from pipeline.report.words import clip

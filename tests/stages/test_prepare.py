@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets.making import ROOT, folders, params, picture
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline import config, work
+from helpers.making import ROOT, folders, params, picture
+from pipeline import config
 from pipeline.config import Params
+from pipeline.core import work
+from pipeline.core.images import pixel_hash
+from pipeline.core.manifest import SCHEMA, Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.datasets import assemble, intake
 from pipeline.errors import DataError, StorageError
-from pipeline.images import pixel_hash
-from pipeline.manifest import SCHEMA, Manifest
-from pipeline.prepared import Prepared
 from pipeline.stages import prepare
 
 OUT = Path("data/prepared")
@@ -521,8 +522,8 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard():
     expected = contents()
     shutil.rmtree("data")
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom datasets.making import params\n"
-        "from pipeline import work\nfrom pipeline.datasets import intake\nfrom pipeline.stages import prepare\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.making import params\n"
+        "from pipeline.core import work\nfrom pipeline.datasets import intake\nfrom pipeline.stages import prepare\n"
         "intake.SHARD, replace, left = 8, os.replace, int(sys.argv[1])\n"
         "def counted(*paths):\n    global left\n    left -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left < 0 else replace(*paths)\n"

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from digits_project import ROOT, params
-from versions import DIGITS, first, noisy, version
 
+from helpers.digits_project import ROOT, params
+from helpers.versions import DIGITS, first, noisy, version
 from pipeline.config import Params
+from pipeline.core.manifest import SCHEMA, Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.errors import DataError, LeakError
-from pipeline.manifest import SCHEMA, Manifest
-from pipeline.prepared import Prepared
 from pipeline.stages import drift, fit, sample
 
 OUT = Path("data/drift")
@@ -99,7 +99,7 @@ def test_other_settings_on_the_same_version_are_decided_anew_and_back_again() ->
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from digits_project import params
+from helpers.digits_project import params
 from pipeline.stages import drift
 
 version, left = Path(sys.argv[1]).absolute(), 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from judged import CLASSES, PARAMS, Digits
 
-from pipeline.features import Judges
+from helpers.judged import CLASSES, PARAMS, Digits
+from pipeline.encoders.judges import Judges
 from pipeline.validation.checks import Checks
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judged import CLASSES, PARAMS, SETTINGS, Digits, manifest
 
+from helpers.judged import CLASSES, PARAMS, SETTINGS, Digits, manifest
+from pipeline.encoders.judges import Judges
 from pipeline.errors import DataError, LeakError
-from pipeline.features import Judges
 from pipeline.validation.checks import FARTHEST, SAME, Checks, thumbnails
 
 GATED = ("blank", "copy", "label", "outlier")

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from judged import CLASSES, PARAMS, Digits, manifest
 
-from pipeline import config, work
+from helpers.judged import CLASSES, PARAMS, Digits, manifest
+from pipeline import config
+from pipeline.core import work
+from pipeline.core.images import encode_png, to_float
+from pipeline.core.manifest import Manifest
+from pipeline.encoders.judges import Judges
 from pipeline.errors import TailforgeError
-from pipeline.features import Judges
 from pipeline.generators import registry
-from pipeline.images import encode_png, to_float
-from pipeline.manifest import Manifest
 from pipeline.stages import judges as judges_stage
 from pipeline.stages import validate as validate_stage
 from pipeline.validation import gate

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from judged import CLASSES, Digits, manifest
 
-from pipeline.manifest import Manifest
+from helpers.judged import CLASSES, Digits, manifest
+from pipeline.core.manifest import Manifest
 from pipeline.validation import table
 
 

@@ -1,0 +1,136 @@
+"""Manifest: one row per image, real or synthetic, in one Parquet schema.
+
+    sample_id    unique name
+    image        PNG bytes, all of one size and form
+    label        class name
+    split        train | val | test | reserve; synthetic rows belong to train
+    group        rows of one object, patient or board share it; splits and intervals respect it
+    origin       real | synthetic
+    generator    family that made the row; null for real rows
+    seed         the image's own seed; null for real rows
+    sources      sample_ids of the train rows it came from; null where unknown, empty for real rows
+    pixel_hash   hash of the decoded pixels
+
+Rows carry origin and split so that a fit can refuse what it must not see: `training_tensors` is the one way from a
+manifest to the arguments of a fit, and it raises LeakError for anything but train rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core import images
+from pipeline.errors import DataError, LeakError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image", pa.binary()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("origin", pa.string()),
+        ("generator", pa.string()),
+        ("seed", pa.int64()),
+        ("sources", pa.list_(pa.string())),
+        ("pixel_hash", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows of images. `table` has SCHEMA's columns."""
+
+    table: pa.Table
+
+    @classmethod
+    def read(cls, *paths: Path, columns: Sequence[str] | None = None) -> Manifest:
+        """The rows of Parquet files, or of all `*.parquet` of folders in the order of their names.
+
+        Raises DataError where a file is missing, torn or of another schema.
+        """
+        files = [f for p in paths for f in (sorted(p.glob("*.parquet")) if p.is_dir() else [p])]
+        wanted = list(columns or SCHEMA.names)
+        try:
+            form = pa.schema([SCHEMA.field(n) for n in wanted])
+            tables = [pq.read_table(f, columns=wanted).select(wanted).cast(form) for f in files]
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{', '.join(map(str, paths))}: {error}",
+                expected="a Parquet manifest written by tailforge",
+                remedy="run `dvc repro` to write it again",
+            ) from error
+        return cls(pa.concat_tables([form.empty_table(), *tables]))
+
+    @classmethod
+    def from_columns(cls, **columns: Iterable[object]) -> Manifest:
+        """Rows from one iterable per column of SCHEMA; `split`, `origin`, … are written out by the caller."""
+        return cls(pa.table({n: pa.array(list(columns[n]), SCHEMA.field(n).type) for n in SCHEMA.names}, schema=SCHEMA))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as a NumPy array (n,) of str, int or object."""
+        return np.asarray(self.table[name].to_numpy(zero_copy_only=False))
+
+    def where(self, mask: np.ndarray) -> Manifest:
+        """The rows where the boolean `mask` (n,) holds."""
+        return Manifest(self.table.filter(pa.array(np.asarray(mask, dtype=bool))))
+
+    def take(self, indices: np.ndarray) -> Manifest:
+        """The rows at integer `indices`, in that order, repetitions allowed."""
+        return Manifest(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))))
+
+    def counts(self, classes: Sequence[str]) -> np.ndarray:
+        """Rows of each class (k,), int64."""
+        labels = self.column("label")
+        return np.array([(labels == c).sum() for c in classes], dtype=np.int64)
+
+    def images(self) -> Tensor:
+        """uint8 (n, c, h, w). Raises DataError where an image is none, or not like the others."""
+        try:
+            return images.decode_all(self.table["image"].to_pylist())
+        except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises on torn bytes, NumPy on other sizes
+            raise DataError(
+                f"an image of a manifest: {error}", expected="PNGs of one size", remedy="run `dvc repro` to write it again"
+            ) from error
+
+    def targets(self, classes: Sequence[str]) -> Tensor:
+        """Index of each row's class in `classes`, int64 (n,). Raises DataError for a label not among them."""
+        import torch
+
+        index = {c: i for i, c in enumerate(classes)}
+        try:
+            return torch.tensor([index[label] for label in self.table["label"].to_pylist()], dtype=torch.int64)
+        except KeyError as error:
+            raise DataError(f"label {error}", expected=f"one of {', '.join(classes)}") from error
+
+    def require_train(self, purpose: str) -> None:
+        """Raise LeakError unless every row is of split train, and every synthetic row's known sources are too.
+
+        The sources of synthetic rows are checked against the real train rows by `arms`, which sees both.
+        """
+        splits = set(self.table["split"].unique().to_pylist())
+        if splits - {"train"}:
+            raise LeakError(
+                f"{purpose} was handed rows of split {', '.join(sorted(map(str, splits - {'train'})))}",
+                expected="train rows alone",
+                remedy="fit on data/prepared/train.parquet",
+            )
+
+    def training_tensors(self, classes: Sequence[str], purpose: str) -> tuple[Tensor, Tensor]:
+        """(uint8 images (n, c, h, w), int64 targets (n,)) for a fit; raises LeakError for any row that is not train."""
+        self.require_train(purpose)
+        return self.images(), self.targets(classes)

@@ -1,0 +1,113 @@
+"""A pool of synthetic images as a plain ImageFolder: OUT/CLASS/SAMPLE_ID.png, the bytes of the pool.
+
+Pools and verdicts are read in batches of rows; only the names of accepted rows are held. The folder appears whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core import work
+from pipeline.core.manifest import SCHEMA
+from pipeline.errors import DataError, InputError
+
+BATCH = 1024
+COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of verdicts
+
+
+def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -> dict[str, int]:
+    """Write the accepted images of folder `pool` (all where `everything`) into the new folder `out`.
+
+    `verdicts` is the folder with the pool's images.parquet. Returns the number of images of each class folder. Raises
+    InputError where `out` is in use, DataError where pool or verdicts are missing or torn.
+    """
+    shards = sorted(pool.glob("*.parquet"))
+    if not shards:
+        raise DataError(
+            f"{pool} holds no pool", expected="data/pools/GENERATOR of a project", remedy="run `tailforge run` first"
+        )
+    return write(shards, None if everything else [verdicts / "images.parquet"], out)
+
+
+def write(
+    shards: Sequence[Path], verdicts: Sequence[Path] | None, out: Path, *, only: Collection[str] | None = None
+) -> dict[str, int]:
+    """Write the images of `shards` that `verdicts` accept (all without) into the new folder `out`, of the classes `only` alone.
+
+    A class has the same folder with and without `only`. Returns and raises as `export`.
+    """
+    vacant(out)
+    accepted = None if verdicts is None else accepted_ids(verdicts)
+    folders = folder_names(sorted({row["label"] for row in rows(shards, ["label"])}))
+    folders = {label: folder for label, folder in folders.items() if only is None or label in only}
+    counts = Counter[str]()
+    building = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
+    try:
+        with work.storage(out):
+            for folder in folders.values():
+                (building / folder).mkdir(parents=True)
+            for row in rows(shards, ["sample_id", "image", "label"]):
+                if row["label"] in folders and (accepted is None or row["sample_id"] in accepted):
+                    folder = folders[row["label"]]
+                    (building / folder / f"{_safe(row['sample_id'])}.png").write_bytes(row["image"])
+                    counts[folder] += 1
+            building.mkdir(parents=True, exist_ok=True)
+            os.replace(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return {folder: counts[folder] for folder in folders.values()}
+
+
+def vacant(out: Path) -> None:
+    """Raise InputError where `out` is in use."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty", expected="a new or an empty folder", remedy="choose another --out")
+
+
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
+    """{class: a folder name of its own, of letters, digits, `_`, `-` and `.`, never hidden}; most classes keep their names."""
+    names: dict[str, str] = {}
+    taken = set[str]()
+    for label in sorted(classes, key=lambda label: (_safe(label) != label, label)):
+        name, n = _safe(label), 2
+        while name.casefold() in taken:
+            name, n = f"{_safe(label)}-{n}", n + 1
+        taken.add(name.casefold())
+        names[label] = name
+    return {label: names[label] for label in classes}
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"^\.|[^\w.-]", "_", name)[:100] or "_"
+
+
+def accepted_ids(verdicts: Sequence[Path]) -> set[str]:
+    """sample_ids of the accepted images in files images.parquet. Raises DataError."""
+    return {row["sample_id"] for row in rows(verdicts, ["sample_id", "accepted"]) if row["accepted"]}
+
+
+def rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of Parquet files, some columns of them, a batch in memory at a time. Raises DataError."""
+    try:
+        for file in files:
+            with pq.ParquetFile(file) as parquet:
+                form = pa.schema([COLUMNS.field(name) for name in columns])
+                for batch in parquet.iter_batches(BATCH, columns=columns):
+                    whole = batch.select(columns).cast(form)
+                    if lacking := [name for name in columns if whole.column(name).null_count]:
+                        raise KeyError(f"rows without {', '.join(lacking)}")
+                    yield from whole.to_pylist()
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file}: {error}", expected="a file written by tailforge", remedy="run `tailforge run` again"
+        ) from None

@@ -1,0 +1,249 @@
+"""The one training loop.
+
+A Learner is a network with its optimiser, its learning-rate schedule and the moving average of its weights:
+
+    g   <- clip(grad L(theta), max_norm)
+    theta <- AdamW(theta, g; lr * s(k)),   s(k) = min(1, (k + 1) / warmup) * (1 + cos(pi k / steps)) / 2
+    ema <- beta_k ema + (1 - beta_k) theta,   beta_k = min(beta, (k + 1) / (k + 10))
+
+`loop` calls update(k) for k = 0 … steps - 1. Every random draw of step k comes from derive(seed, name, k) and torch's global
+stream (dropout) is reset per step in a fork, so a step is a function of the weights before it: a run that was killed and
+resumed gives the same weights as an undisturbed one. Adversarial families hand over two learners.
+
+Checkpoints are safetensors, written whole or not at all, their hash in their name; the last two are kept, and a torn one
+is named and passed over. A non-finite loss stops the run before it touches the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.core import work
+from pipeline.core.seeds import torch_stream
+from pipeline.errors import Diverged, OutOfMemory
+from pipeline.runtime import parallel
+
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a network is optimised. `ema` is the decay per step, None for no average; `clip` bounds the gradient's norm."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.0
+    warmup: int = 50
+    clip: float = 1.0
+    ema: float | None = None
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+class Learner:
+    """A network, its optimiser and its moving average."""
+
+    def __init__(self, network: nn.Module, plan: Optimisation) -> None:
+        self.network, self.plan = network, plan
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        # Biases, gains and embeddings of one row are not decayed: decay is for matrices (Loshchilov & Hutter, 2019).
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=plan.betas, fused=True)
+        self.ema = [p.detach().clone() for p in self.parameters] if plan.ema is not None else []
+
+    def step(self, loss: Tensor, k: int) -> float:
+        """One update by `loss` at step k; returns the loss. Raises Diverged before a non-finite loss touches the weights."""
+        plan = self.plan
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = parallel.average(self.parameters, float(loss.detach()))
+        if not math.isfinite(value):
+            raise Diverged(
+                f"loss {value} at step {k}", expected="a finite loss", remedy="lower lr in this section of params.yaml"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = plan.lr * min(1.0, (k + 1) / max(1, plan.warmup)) * 0.5 * (1 + math.cos(math.pi * k / plan.steps))
+        nn.utils.clip_grad_norm_(self.parameters, plan.clip)
+        self.optimiser.step()
+        if plan.ema is not None:
+            with torch.no_grad():  # else the averages would remember every step, for a gradient that nobody asks for
+                torch._foreach_lerp_(self.ema, list[Tensor](self.parameters), 1 - min(plan.ema, (k + 1) / (k + 10)))
+        return value
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """The network with its averaged weights, ready for use."""
+        for parameter, average in zip(self.parameters, self.ema, strict=False):
+            parameter.copy_(average)
+        return self.network.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint must hold, by name."""
+        out = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        out |= {f"ema.{i}": value for i, value in enumerate(self.ema)}
+        for i, parameter in enumerate(self.parameters):
+            out |= {f"optimiser.{i}.{name}": value for name, value in self.optimiser.state.get(parameter, {}).items()}
+        return {name: value.detach().contiguous() for name, value in out.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        prefix = "network."
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for i, average in enumerate(self.ema):
+            average.copy_(tensors[f"ema.{i}"])
+        for i, parameter in enumerate(self.parameters):
+            prefix = f"optimiser.{i}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                # The fused optimiser walks memory: moments must lie as their parameter does (channels_last).
+                self.optimiser.state[parameter] = {
+                    k: torch.empty_like(parameter).copy_(v)
+                    if v.shape == parameter.shape and k != "step"
+                    else v.to(parameter.device, copy=True)
+                    for k, v in state.items()
+                }
+
+
+def loop(
+    learners: Mapping[str, Learner],
+    update: Callable[[int], float],
+    *,
+    steps: int,
+    seed: int,
+    name: str,
+    images_per_step: int,
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Call update(k) for every step; it computes the losses, calls Learner.step and returns the loss that is shown.
+
+    `folder` keeps the checkpoints; a run that finds some there goes on from the last whole one. SIGTERM and Ctrl-C write a
+    checkpoint first. Raises Diverged for a non-finite loss, with the last good checkpoint kept.
+    """
+    start = _resume(learners, folder, name) if folder else 0
+    saved = time.monotonic()
+    bar = tqdm(
+        total=steps * images_per_step, initial=start * images_per_step, desc=name, unit=" images", unit_scale=True,
+        disable=quiet or parallel.rank() > 0, mininterval=0.5 if sys.stderr.isatty() else 10.0, dynamic_ncols=True,
+    )  # fmt: skip
+    with bar, _stop_signals() as stopped:
+        for k in range(start, steps):
+            with torch_stream(seed, name, "dropout", k), _memory(name):
+                loss = update(k)
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update(images_per_step)
+            leave = parallel.anyone(bool(stopped))  # together, so that none waits for one that has left
+            if folder and parallel.rank() == 0 and (leave or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                _save(learners, folder, k + 1)
+                saved = time.monotonic()
+            if leave:
+                raise KeyboardInterrupt if stopped[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _memory(name: str) -> Iterator[None]:
+    """Turn the end of memory into OutOfMemory; pass all else on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{name}: memory ran out in a step of the fit: {str(error).partition(chr(10))[0]}",
+            expected="a batch that fits",
+            remedy="lower batch_images or width in this section of params.yaml",
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that an accelerator's memory or this machine's ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _save(learners: Mapping[str, Learner], folder: Path, step: int) -> None:
+    data = save_tensors({f"{n}.{k}": v for n, learner in learners.items() for k, v in learner.tensors().items()})
+    work.write(folder / f"{step:09d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
+    for old in sorted(folder.glob("*.safetensors"))[:-2]:
+        old.unlink()
+
+
+def _resume(learners: Mapping[str, Learner], folder: Path, name: str) -> int:
+    for file in sorted(folder.glob("*.safetensors"), reverse=True):
+        step, digest = file.stem.split("-")
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] != digest:
+            print(f"{name}: checkpoint {file.name} is torn; going back to the one before", file=sys.stderr)
+            file.unlink()
+            continue
+        tensors = load_tensors(data)
+        for n, learner in learners.items():
+            learner.restore({k.removeprefix(f"{n}."): v for k, v in tensors.items() if k.startswith(f"{n}.")})
+        print(f"{name}: going on at step {int(step)}", file=sys.stderr)
+        return int(step)
+    return 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives the number of the first SIGTERM or SIGINT, so that a step is never cut in half."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Inside, torch computes on `n` threads of the processor; 0 leaves their number as it is.
+
+    Networks for tiny images gain little from a second thread, stall on a busy machine while they wait for it, and give other
+    roundings with another number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the processor."""
+    return (
+        torch.accelerator.current_accelerator() or torch.device("cpu")
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
+
+
+def autocast(precision: str, where: torch.device) -> torch.autocast:
+    """bf16 where the processor multiplies it in hardware (`auto`), always (`bf16`) or never (`fp32`)."""
+    fast = where.type != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))

@@ -1,0 +1,288 @@
+"""The command line: what it prints, its exit statuses, and that nothing is written before all of it is right."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from helpers.toy import ROOT
+from pipeline import config
+from pipeline.errors import ConfigError, DataError, InputError
+from pipeline.generators import registry
+from tailforge import project, running, settings, survey
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
+PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_help_imports_nothing_heavy(command: Command) -> None:
+    heavy = "{'torch', 'prefect', 'pandas', 'numpy', 'pyarrow', 'pydantic', 'yaml', 'PIL'}"
+    command(sys.executable, "-c", f"import sys, tailforge.cli; assert not {heavy} & set(sys.modules)", cwd=ROOT)
+    assert "doctor" in command(*MAIN, "--help", cwd=ROOT).stdout
+
+
+# --- the result
+
+
+def test_the_worth_in_real_images_is_printed_where_it_was_measured(tmp_path: Path) -> None:
+    score = {"estimate": 0.9, "low": 0.8, "high": 0.95}
+    metrics = {
+        "arms": {"synthetic": {"balanced_accuracy": score}}, "gain": {"balanced_accuracy": score}, "verdict": "gain",
+        "best_real_arm": "augment",
+    }  # fmt: skip
+    worth = {"real_images_per_class": 12.3, "low": 2.0, "high": 30.0, "beyond": False, "high_beyond": True}
+    said = "synthetic is worth about 12 real images a class [2.0, more than 30]\n"
+    for value, there in ((metrics, False), (metrics | {"worth": worth}, True)):
+        out = io.StringIO()
+        running.show(value, tmp_path, out)
+        assert (said in out.getvalue()) == there and "report: " in out.getvalue()
+
+
+@pytest.mark.parametrize(("decision", "said"), [("same", "fitted on these"), ("reuse", "re-used: 3 train images came")])
+def test_a_run_says_whether_generators_were_re_used(
+    toy: Path, command: Command, no_heavy: str, decision: str, said: str
+) -> None:
+    (toy / "data/drift").mkdir(parents=True)
+    found = {"decision": decision, "came": 3, "reasons": []}
+    (toy / "data/drift/drift.json").write_text(json.dumps(found))
+    lines = command(*MAIN, "run", "--no-release", cwd=toy, PYTHONPATH=no_heavy).stdout.splitlines()
+    assert [line for line in lines if line.startswith(f"generators {said}")]
+
+
+# --- settings
+
+
+def test_overrides_keep_comments_and_mean_the_same_to_both_yamls() -> None:
+    given = [
+        "data.path=/a b/c",
+        "generators=[naive, external]",
+        "flow_matching.lr=1e-5",
+        "data.name=no",
+        "data.table=",
+        "seed=3",
+    ]
+    text = settings.apply(PARAMS, settings.parse(given))
+    values = yaml.safe_load(text)
+    assert values["data"]["path"] == "/a b/c" and values["data"]["name"] == "no" and values["data"]["table"] == ""
+    assert values["generators"] == ["naive", "external"] and values["flow_matching"]["lr"] == 1e-5 and values["seed"] == 3
+    changed = [new for old, new in zip(PARAMS.splitlines(), text.splitlines(), strict=True) if old != new]
+    assert len(changed) == 5 and all("#" in line for line in changed if "lr" not in line)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "expected key=value"),
+        ("data.image_sise=8", "did you mean data.image_size?"),
+        ("seed.x=1", "unknown parameter"),
+        ("generators=[naive", "a YAML value"),
+    ],
+)
+def test_bad_overrides_are_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match="-S") as caught:
+        settings.apply(PARAMS, settings.parse([override]))
+    assert said in str(caught.value)
+
+
+def test_a_familys_own_section_is_checked() -> None:
+    assert settings.checked(PARAMS).generators == yaml.safe_load(PARAMS)["generators"]
+    with pytest.raises(ConfigError, match=r"naive\.kind"):
+        settings.checked(settings.apply(PARAMS, {"naive.kind": "nosuch", "generators": ["naive"]}))
+
+
+# --- run
+
+
+def test_run_outside_a_project_says_what_to_do(tmp_path: Path, command: Command) -> None:
+    done = command(*MAIN, "run", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "tailforge init" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_heavy(tmp_path: Path) -> str:
+    """A PYTHONPATH on which importing prefect or torch fails."""
+    folder = tmp_path / "no_heavy"
+    for name in ("prefect", "torch"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise SystemExit('heavy import')")
+    return f"{folder}{os.pathsep}{ROOT}"
+
+
+def test_a_run_with_nothing_to_do_says_so_without_prefect_or_torch(toy: Path, command: Command, no_heavy: str) -> None:
+    done = command(*MAIN, "run", "--no-release", cwd=toy, PYTHONPATH=no_heavy)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Everything is up to date: nothing to run."
+    assert lines[1].split() == ["arm", "balanced", "accuracy", "tail", "recall"]
+    assert lines[2].startswith("real") and "0.750 [0.500, 1.000]" in lines[2]
+    assert "verdict: no_gain" in lines
+    assert (
+        "gain of synthetic over real: balanced accuracy +0.750 [+0.500, +1.000], tail recall +0.750 [+0.500, +1.000]" in lines
+    )
+    assert f"report: {toy / 'report/index.html'}" in lines and lines[-1].endswith(" s")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert not command("git", "tag", "--list", cwd=toy).stdout
+
+
+def test_json_is_alone_on_standard_output(toy: Path, command: Command, no_heavy: str) -> None:
+    done = command(*MAIN, "run", "--no-release", "--json", cwd=toy, PYTHONPATH=no_heavy)
+    assert json.loads(done.stdout) == json.loads((toy / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-S", "data.image_sise=8"], "did you mean data.image_size?"),
+        (["-S", "seed=minus one"], "params.yaml: seed='minus one'"),
+        (["-S", "naive.shrinkage=3"], "naive.shrinkage=3"),
+        (["-S", "data.source=folder", "-S", "data.path=nowhere"], "data.path='nowhere' does not exist"),
+        (["-S", "generators=[naive, external]", "-S", "external.path=nowhere"], "external.path='nowhere' does not exist"),
+        (["--force", "nosuch"], "expected one of first"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(toy: Path, command: Command, arguments: list[str], said: str) -> None:
+    before = (toy / "params.yaml").read_bytes()
+    done = command(*MAIN, "run", *arguments, cwd=toy, check=False)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (toy / "params.yaml").read_bytes() == before
+
+
+def test_a_list_that_dvc_does_not_see_is_warned_of(toy: Path, command: Command) -> None:
+    (toy / "data/groups.json").write_text("[]")
+    (toy / "data/lists").mkdir()
+    (toy / "data/lists/groups.json").write_text("[]")
+    outside = command(*MAIN, "run", "-S", "data.groups=data/groups.json", "--force", "nosuch", cwd=toy, check=False).stderr
+    inside = command(*MAIN, "run", "-S", "data.groups=data/lists/groups.json", "--force", "nosuch", cwd=toy, check=False).stderr
+    assert "warning: data.groups=" in outside and "copy it to data/lists" in outside and "warning" not in inside
+
+
+def test_a_failed_stage_gives_its_exit_status_and_its_lines(toy: Path, command: Command) -> None:
+    done = command(*MAIN, "run", "-S", "seed=13", cwd=toy, check=False)
+    assert done.returncode == 2 and "error: seed=13; expected a lucky one; change seed" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_doctor_says_a_line_each(toy: Path, command: Command) -> None:
+    lines = command(*MAIN, "doctor", cwd=toy).stdout.splitlines()
+    found = {line.split()[0] for line in lines}
+    assert {"python", "torch", "prefect", "dvc", "cores", "bf16", "disk", "git", "project"} <= found
+    assert any(line.startswith("dvc state") and "up to date" in line for line in lines)
+
+
+# --- init
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Class folders with coloured JPEGs of mixed sizes, and a groups file beside them."""
+    folder, rng = tmp_path / "photographs", np.random.default_rng(0)
+    for label, n in {"cat": 8, "black dog": 4}.items():
+        (folder / label).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 255, (30 + i, 44, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{label}{i}.jpg")
+    (folder / "cat" / "torn.png").write_bytes(b"\x89PNG")
+    (tmp_path / "groups.json").write_text(json.dumps([{"id": "cat0", "group": "a"}]))
+    return folder
+
+
+def test_a_groups_file_of_other_images_is_left_alone(photographs: Path) -> None:
+    assert survey.survey(photographs, train_share=0.5)[1] == photographs.parent / "groups.json"
+    (photographs.parent / "groups.json").write_text(json.dumps([{"id": "BloodImage_1", "group": "a"}]))
+    assert survey.survey(photographs, train_share=0.5)[1] is None
+
+
+def test_init_reads_settings_off_a_folder(photographs: Path, tmp_path: Path, command: Command) -> None:
+    made = tmp_path / "made"
+    command(*MAIN, "init", made, "--data", photographs, cwd=tmp_path)
+    params = config.read(made / "params.yaml")
+    assert (params.data.source, params.data.path) == ("folder", str(photographs))
+    assert (params.data.image_size, params.data.channels, params.data.flips) == (32, 3, "horizontal")
+    assert params.data.groups == "data/lists/groups.json" and (made / params.data.groups).is_file()
+    assert params.scarcity.kind == "as_is" and params.classifier.augment == "flip_affine"
+    assert (made / "params.yaml").read_text().count("#") == PARAMS.count("#")
+    assert not command("git", "status", "--porcelain", cwd=made).stdout
+    assert command("git", "log", "--format=%s", cwd=made).stdout == "New project\n"
+    deps = [dep for entry in yaml.safe_load((made / "dvc.yaml").read_text())["stages"].values() for dep in entry["deps"]]
+    code = [dep for dep in deps if "pipeline/" in dep]
+    assert code and all(dep.startswith(".tailforge/code/pipeline/") for dep in code)
+    assert all((made / dep.replace("${item.family}", "naive")).exists() for dep in code)
+    assert "prepare" in command("dvc", "stage", "list", "--name-only", cwd=made).stdout.split()
+
+
+def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
+    Image.new("L", (28, 28), 7).save(tmp_path / "a.png")
+    text = io.StringIO()
+    csv.writer(text).writerows([["path", "label", "split"], *[["a.png", label, "train"] for label in "aab"]])
+    (tmp_path / "list.csv").write_text(text.getvalue())
+    values, groups = survey.survey(tmp_path, train_share=0.35)
+    assert values["data.source"] == "table" and values["data.table"] == "list.csv" and groups is None
+    assert values["data.image_size"] == 28 and values["data.channels"] == 1 and values["sample.fill_to"] == 2
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 8]) + bytes(128))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 4, 5]))
+    values, _ = survey.survey(tmp_path, train_share=0.35)
+    assert values["data.source"] == "idx" and values["data.image_size"] == 8 and values["classifier.augment"] == "affine"
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 20, 28, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_family_takes_what_init_writes(size: int, channels: int) -> None:
+    values = survey._generators(size, channels)
+    params = settings.checked(settings.apply(PARAMS, {**values, "generators": list(config.FAMILIES)}))
+    for name in config.FAMILIES:
+        registry.family(name)(registry.settings(params, name), shape=(channels, size, size), n_classes=3)
+
+
+@pytest.mark.parametrize("case", ["missing", "file", "occupied", "inside", "no classes", "unreadable"])
+def test_init_refuses_and_leaves_nothing(photographs: Path, tmp_path: Path, case: str) -> None:
+    made, data, kind = tmp_path / "made", photographs, InputError
+    if case == "missing":
+        data = tmp_path / "nowhere"
+    elif case == "file":
+        data = photographs / "cat" / "torn.png"
+    elif case == "occupied":
+        made.mkdir()
+        (made / "mine").write_text("mine")
+    elif case == "inside":
+        made = photographs / "cat" / "made"
+    elif case == "no classes":
+        data, kind = tmp_path / "empty", DataError
+        data.mkdir()
+    else:
+        kind = DataError
+        for file in photographs.rglob("*.jpg"):
+            file.write_bytes(b"no image")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(kind) as caught:
+        project.init(made, data)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_link_to_the_code_is_mended(toy: Path) -> None:
+    link = toy / project.CODE
+    assert project.opened(toy) == toy and link.resolve() == ROOT
+    link.unlink()
+    link.symlink_to("/nowhere")
+    project.opened(toy)
+    assert link.resolve() == ROOT
+
+
+def test_real_cells_are_read_right(tmp_path: Path) -> None:
+    datasets = os.environ.get("TAILFORGE_DATASETS")
+    if not datasets:
+        pytest.skip("TAILFORGE_DATASETS is not set")
+    values, _ = survey.survey(Path(datasets) / "mnist", train_share=0.35)
+    assert values["data.source"] == "idx" and values["data.image_size"] == 28 and values["data.channels"] == 1
