@@ -5,7 +5,7 @@ settings below: what is done is not done again, so a benchmark that was stopped 
 validation rows; the stage `evaluate` of this benchmark alone opens the test rows. Written, for the data sets that are done:
 
     benchmarks/results/gain.csv          dataset, arm, seed, metric, value
-    benchmarks/results/gain_summary.csv  dataset, metric, best_real_arm, estimate, low, high: `synthetic` minus that arm, and
+    benchmarks/results/gain_summary.csv  dataset, metric, baseline, estimate, low, high: `synthetic` minus that arm, and
                                          what it is worth in real images a class, with the last point of the learning curve
     docs/benchmarks.md                   the tables
 
@@ -42,10 +42,11 @@ from tailforge import project, settings
 PLACE, RESULTS, PAGE = Path(".tailforge/bench"), Path("benchmarks/results"), Path("docs/benchmarks.md")
 GAIN = ("dataset", "arm", "seed", "metric", "value")
 SUMMARY = (
-    "dataset", "metric", "best_real_arm", "estimate", "low", "high", "verdict", "generator", "dose", "labels", "machine",
+    "dataset", "metric", "baseline", "estimate", "low", "high", "verdict", "generator", "synthetic_fraction", "labels",
+    "machine",
 )  # fmt: skip
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
-WORTH, CURVE_END = "worth_real_images_per_class", "worth_curve_end"  # a worth at the curve's end is one beyond it
+WORTH, CURVE_END = "equivalent_real_images_per_class", "equivalent_curve_end"  # a worth at the curve's end is one beyond it
 COMMON = {"arms.seeds": 5, "arms.null_controls": True}
 
 
@@ -156,12 +157,12 @@ def rows(name: str, place: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
     ]
     choice = details["choice"]
     of_all = {
-        "dataset": name, "best_real_arm": metrics["best_real_arm"], "verdict": metrics["verdict"],
-        "generator": metrics["generator"], "dose": choice["dose"], "labels": choice["labels"],
+        "dataset": name, "baseline": metrics["baseline"], "verdict": metrics["verdict"],
+        "generator": metrics["generator"], "synthetic_fraction": choice["synthetic_fraction"], "labels": choice["labels"],
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
     }  # fmt: skip
     summary = [of_all | {"metric": metric} | value for metric, value in metrics["gain"].items()]
-    if found := metrics.get("worth"):
+    if found := metrics.get("equivalent_real_images"):
         ends = {"estimate": found["real_images_per_class"], "low": found["low"], "high": found["high"]}
         last = dict.fromkeys(ends, found["curve"][-1][0])
         summary += [of_all | {"metric": WORTH} | ends, of_all | {"metric": CURVE_END} | last]
@@ -191,7 +192,7 @@ gain is `synthetic` minus the best real-only arm, which validation chose, with i
 how many more real images of each class the best real-only arm needs to score as `synthetic` does ([how](evaluation.md)).
 `cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images a classifier, in which transforms do not pay yet.
 
-| data | verdict | best real-only arm | generator, dose, labels | gain, points | tail recall, points | worth in images |
+| data | verdict | best real-only arm | generator, fraction, labels | gain, points | tail recall, points | worth in images |
 |---|---|---|---|---|---|---|"""
 
 
@@ -201,8 +202,8 @@ def page(gains: Sequence[Mapping[str, str]], summary: Sequence[Mapping[str, str]
     for name in dict.fromkeys(row["dataset"] for row in summary):
         mine = {row["metric"]: row for row in summary if row["dataset"] == name}
         first = mine["balanced_accuracy"]
-        chosen = f"{first['generator']}, {float(first['dose']):g}, {first['labels']}"
-        cells = [name, f"**{first['verdict']}**", first["best_real_arm"], chosen]
+        chosen = f"{first['generator']}, {float(first['synthetic_fraction']):g}, {first['labels']}"
+        cells = [name, f"**{first['verdict']}**", first["baseline"], chosen]
         cells += [_points(mine.get(metric)) for metric in ("balanced_accuracy", "tail_recall")]
         cells.append(_images(mine.get(WORTH), mine.get(CURVE_END)))
         lines.append(f"| {' | '.join(cells)} |")

@@ -30,7 +30,8 @@ SMALL = {
     "generators": "[flow_matching]", "scarcity.largest": 20, "flow_matching.steps": 150, "flow_matching.width": 16,
     "sample.fill_to": 20, "judges.steps": 40, "judges.width": 8, "validate.bootstrap": 20, "measure.rows": 10,
     "measure.seeds": 1, "classifier.steps": 60, "classifier.width": 8, "arms.seeds": 2, "arms.selection_seeds": 1,
-    "arms.real": "[real, augment]", "arms.doses": "[0.0, 0.5]", "arms.labels": "[soft]", "evaluate.bootstrap": 100,
+    "arms.real": "[real, augment]", "arms.synthetic_fractions": "[0.0, 0.5]", "arms.labels": "[soft]",
+    "evaluate.bootstrap": 100,
 }  # fmt: skip
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
 

@@ -41,7 +41,7 @@ def verdicts(name: str) -> dict[str, object]:
     best, teacher = str(choice["best_real_arm"]), str(choice["teacher"])
     arm = Arm(best, selection.recipe_of(params, best, teacher))
     if best == SELF_DISTILLATION:
-        shared = selection.judged(params, shared, teacher, place / "data/runs/real" / teacher)
+        shared = selection.taught(params, shared, teacher, place / "data/runs/real" / teacher)
     # Runs of another state of the project are none of this one's.
     folder = PLACE / "null" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
     runs = [Run(arm, i, folder / f"{i}.safetensors") for i in range(RUNS)]

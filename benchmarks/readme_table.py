@@ -28,11 +28,11 @@ def table(metrics: dict[str, Any]) -> str:
     rows += [(f"{name} (scikit-learn)", values) for name, values in metrics.get("reference", {}).items()]
     for name, values in rows:
         cells = " | ".join(interval(values.get(m)) for m in ("balanced_accuracy", "tail_recall", "macro_f1"))
-        mark = " ← best real-only on validation" if name == metrics["best_real_arm"] else ""
+        mark = " ← best real-only on validation" if name == metrics["baseline"] else ""
         lines.append(f"| {name}{mark} | {cells} |")
     gain = metrics["gain"]
     points = {m: interval(gain.get(m), 100, "+.1f") for m in ("balanced_accuracy", "tail_recall")}
-    verdict = f"Verdict **{metrics['verdict']}**: `synthetic` minus `{metrics['best_real_arm']}`, in points: " + ", ".join(
+    verdict = f"Verdict **{metrics['verdict']}**: `synthetic` minus `{metrics['baseline']}`, in points: " + ", ".join(
         f"{m.replace('_', ' ')} {text}" for m, text in points.items()
     )
     return "\n".join([*lines, "", verdict + "."])

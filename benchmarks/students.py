@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import marks
 from benchmarks.gain import PLACE
 from pipeline import config
-from pipeline.arms import Arm, Material, TrainingPlan, synthetic_arms
+from pipeline.arms import Arm, TrainingData, TrainingPlan, synthetic_arms
 from pipeline.classifier import selection, train
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import ENSEMBLE, SELF_DISTILLATION
@@ -34,10 +34,10 @@ PAGE, MARK = Path("docs/experiments.md"), "students"
 class Restless(Arm):
     """A student that moves and mixes its rows as its teacher did."""
 
-    def build(self, material: Material, seed: int) -> TrainingPlan:
+    def build(self, data: TrainingData, seed: int) -> TrainingPlan:
         """As Arm's."""
         moved, mix, alpha = self.recipe.transform, self.recipe.mix, self.recipe.mix_alpha
-        return replace(super().build(material, seed), transform=moved, mix=mix, mix_alpha=alpha)
+        return replace(super().build(data, seed), transform=moved, mix=mix, mix_alpha=alpha)
 
 
 def table(name: str, place: Path) -> str:
@@ -48,26 +48,26 @@ def table(name: str, place: Path) -> str:
     folder = PLACE / "students" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
     members = [family for family in params.pools if family != ENSEMBLE]
     pool = Manifest.read(*(place / "data/pools" / family for family in members))
-    accepted = selection.accepted_rows(pool, [place / "data/verdicts" / family / "images.parquet" for family in members])
+    accepted = selection.accepted_rows(pool, [place / "data/checked" / family / "images.parquet" for family in members])
     teacher = str(selection.read_choice(runs / "real")["teacher"])
     recipe, distilled = (selection.recipe_of(params, arm, teacher) for arm in (teacher, SELF_DISTILLATION))
-    shared = selection.judged(params, selection.campaign(params, data, pool, accepted), teacher, runs / "real" / teacher)
+    shared = selection.taught(params, selection.campaign(params, data, pool, accepted), teacher, runs / "real" / teacher)
     files = [runs / "real" / teacher / f"{i}.safetensors" for i in range(params.arms.seeds)]
     still = _still(shared, files)
 
     plans: dict[str, tuple[Campaign, Arm]] = {f"`{teacher}` itself, real images alone": (shared, Arm(teacher, recipe))}
-    hard, soft = (synthetic_arms(recipe, dose=0.5, labels=labels) for labels in ("hard", "soft"))
+    hard, soft = (synthetic_arms(recipe, synthetic_fraction=0.5, labels=labels) for labels in ("hard", "soft"))
     plans["half train images, moved and mixed, soft (`self_distillation`)"] = shared, Arm(SELF_DISTILLATION, distilled)
     plans["half train images as they are, soft"] = still, Arm(SELF_DISTILLATION, distilled)
     plans["half synthetic, hard"] = shared, hard["synthetic"]
     plans["half synthetic, soft"] = shared, soft["synthetic"]
     plans["half synthetic, soft, rejected images too"] = shared, soft["synthetic_unfiltered"]
-    values = {key: getattr(soft["synthetic"], key) for key in ("name", "recipe", "adds", "dose", "labels")}
+    values = {key: getattr(soft["synthetic"], key) for key in ("name", "recipe", "adds", "synthetic_fraction", "labels")}
     plans["half synthetic, soft, rows moved and mixed"] = shared, Restless(**values)
-    for dose in (0.25, 0.5):
+    for fraction in (0.25, 0.5):
         for labels in ("hard", "soft"):
-            beside = synthetic_arms(distilled, dose=dose, labels=labels)
-            plans[f"`self_distillation` and {dose} synthetic, {labels}"] = shared, beside["synthetic"]
+            beside = synthetic_arms(distilled, synthetic_fraction=fraction, labels=labels)
+            plans[f"`self_distillation` and {fraction} synthetic, {labels}"] = shared, beside["synthetic"]
 
     lines = [f"{name}: {params.classifier.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
     lines += ["| plan | balanced accuracy | d, points |", "|---|---|---|"]
@@ -80,15 +80,17 @@ def table(name: str, place: Path) -> str:
         d = 100 * (scores - base)
         error = f"{d.mean():+.1f} ± {d.std(ddof=1) / np.sqrt(len(d)):.1f}" if i else ""
         lines.append(f"| {words} | {scores.mean():.3f} | {error} |")
-    together = train.balanced_accuracy(selection.opinions(files, shared.val_images), shared.val_targets)
+    together = train.balanced_accuracy(selection.soft_labels(files, shared.val_images), shared.val_targets)
     return "\n".join([*lines, f"| the teacher, {len(files)} runs together | {together:.3f} | |"])
 
 
 def _still(shared: Campaign, teacher: list[Path]) -> Campaign:
     """`shared` with train images that nothing has moved in the place of moved ones."""
-    images, targets = shared.material.images, shared.material.targets
-    own = selection.opinions(teacher, images)
-    return replace(shared, material=replace(shared.material, moved=images, moved_targets=targets, moved_opinions=own))
+    images, targets = shared.data.images, shared.data.targets
+    own = selection.soft_labels(teacher, images)
+    return replace(
+        shared, data=replace(shared.data, augmented_images=images, augmented_targets=targets, augmented_soft_labels=own)
+    )
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def publish(project: Path) -> None:
     gains = "\n".join(f"- {name}: {interval(value, sign=True)}" for name, value in metrics["gain"].items())
     report = (project / "report" / "index.html").absolute()
     create_markdown_artifact(
-        f"# {metrics['verdict']}\n\nGain over {metrics['best_real_arm']}:\n\n{gains}\n\nReport: {report}\n", key="verdict"
+        f"# {metrics['verdict']}\n\nGain over {metrics['baseline']}:\n\n{gains}\n\nReport: {report}\n", key="verdict"
     )
 
 

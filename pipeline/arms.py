@@ -25,9 +25,9 @@ and the classes are seen with the prior  pi_y = sum_{i: y_i = y} q_i w_i / sum_i
     smote                     augment; classes filled with points between their own rows (Chawla et al., 2002)
     self_distillation         the student (below) of the best of these, on train images that are moved and mixed
     synthetic                 the best of the above, and accepted synthetic rows
-    synthetic_unfiltered      the same dose, from all rows of the pool
+    synthetic_unfiltered      the same fraction, from all rows of the pool
     replay                    each row that `synthetic` adds is a train image of its class again, labelled in the same way; with
-                              a teacher's opinions, moved and mixed as the teacher's recipe does
+                              a teacher's soft labels, moved and mixed as the teacher's recipe does
     synthetic_only            accepted rows alone: the classification accuracy score (Ravuri & Vinyals, 2019)
     shuffled                  `synthetic` with the labels of its added rows permuted among them: must not be a gain
     again                     the best real-only arm under other seeds: what no difference at all looks like
@@ -40,11 +40,11 @@ Let n_y be the rows of class y before any are added. Then
     balanced softmax  (Ren et al., 2020)  -log n_y e^(f_y) / sum_j n_j e^(f_j)  is  l(f + log n, y), and a softmax does not see
                       the constant log sum_j n_j: it is logit adjustment with tau = 1, and no arm of its own
 
-A plan may end with a late phase: the last steps with a q, w and o of their own, for the whole network or for its last layer.
+A plan may end with a deferred schedule: the last steps with a q, w and o of their own, for the whole network or its last layer.
 
-Added rows. With dose d, a share d of the draws goes to added rows, evenly over the classes that have some (their prior pi'),
-and 1 - d to the others as without them; a student's moved images count among the added rows. A network trained with o alone
-learns f_y = log p(x | y) rho_y with rho = pi^(1 - tau).
+Added rows. With synthetic fraction d, a share d of the draws goes to added rows, evenly over the classes that have some (their
+prior pi'), and 1 - d to the others as without them; a student's augmented images count among the added rows. A network trained
+with o alone learns f_y = log p(x | y) rho_y with rho = pi^(1 - tau).
 The loss of added rows has an offset of its own for which the same f is best,
 
     o'_y = log pi'_y - log rho_y
@@ -57,7 +57,7 @@ best recipe (soft; Hinton et al., 2015). Their softmax(f) is a posterior under r
 
 Students. An opinion is of an image as it is, and the teacher hands on what it learned from moved and mixed images: its student
 neither moves nor mixes any row (`Recipe.student`). Self-distillation gives a share of the student's draws to train images that
-were moved and mixed beforehand as the teacher's recipe does, with the teacher's opinions of what came out.
+were moved and mixed beforehand as the teacher's recipe does, with the teacher's soft labels of what came out.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ NEVER = -20.0  # an offset that rules a class out; minus infinity times a target
 
 
 @dataclass(frozen=True)
-class Late:
+class DeferredSchedule:
     """The last `share` of the steps: how often each row is drawn then, how much its loss weighs, and the offset to that.
 
     With `head_only` the network's body stands still, its last layer is drawn anew, and the learning rate starts again.
@@ -102,7 +102,7 @@ class TrainingPlan:
 
     images: Tensor  # uint8 (n, c, h, w)
     targets: Tensor  # int64 (n,)
-    opinions: Tensor  # float32 (n, k): a teacher's p(y | x), or zeros where the row's label is certain
+    soft_labels: Tensor  # float32 (n, k): a teacher's p(y | x), or zeros where the row's label is certain
     weights: Tensor  # float32 (n,), > 0
     draw: Tensor  # float64 (n,), sums to one
     transform: str  # none | affine | flip_affine | trivial
@@ -113,29 +113,29 @@ class TrainingPlan:
     cosine: float | None = None  # scale of a last layer that sees angles alone; None is a linear one
     mix: Mix = "none"
     mix_alpha: float = 0.0  # images are mixed by Beta(alpha, alpha), > 0; unused without a mix
-    late: Late | None = None
+    deferred: DeferredSchedule | None = None
 
     def switch(self, steps: int) -> int:
-        """The first of `steps` steps that belongs to the late phase; `steps` where there is none."""
-        return steps if self.late is None else steps - round(self.late.share * steps)
+        """The first of `steps` steps that belongs to the deferred schedule; `steps` where there is none."""
+        return steps if self.deferred is None else steps - round(self.deferred.share * steps)
 
-    def offsets(self, part: TrainingPlan | Late) -> Tensor:
-        """float32 (n, k): each row's offset in this plan or in its late phase."""
+    def offsets(self, part: TrainingPlan | DeferredSchedule) -> Tensor:
+        """float32 (n, k): each row's offset in this plan or in its deferred schedule."""
         n, k = len(self.targets), len(self.offset)
         added = torch.arange(n) >= n - self.n_added
         return torch.where(added[:, None], part.added_offset.expand(n, k), part.offset.expand(n, k))
 
     def soft_targets(self, offsets: Tensor) -> Tensor:
         """float32 (n, k) for offsets (n, k): softmax(log p + offset) of the teacher's opinion p, or one at the label."""
-        adjusted = self.opinions * offsets.softmax(1)
+        adjusted = self.soft_labels * offsets.softmax(1)
         certain = torch.nn.functional.one_hot(self.targets, offsets.shape[1]).float()
-        judged = self.opinions.any(1, keepdim=True)
+        judged = self.soft_labels.any(1, keepdim=True)
         return torch.where(judged, adjusted / adjusted.sum(1, keepdim=True).clamp(min=1e-30), certain)
 
 
 @dataclass(frozen=True)
-class LateRecipe:
-    """How the last `share` of the steps treat their rows; `balanced` and `beta` as in Recipe, `head_only` as in Late."""
+class DeferredRecipe:
+    """How the last `share` of the steps treat their rows: `balanced`, `beta` as in Recipe, `head_only` as in the schedule."""
 
     share: float
     balanced: bool = False
@@ -156,15 +156,15 @@ class Recipe:
     margin: float = 0.0  # of the class with the fewest rows, in units of a cosine where the last layer has one
     cosine: float | None = None
     neighbours: int = 0  # k of SMOTE; 0 makes no points
-    distilled: float = 0.0  # in [0, 1): share of the draws for moved train images with a teacher's opinions
-    late: LateRecipe | None = None
+    distilled: float = 0.0  # in [0, 1): share of the draws for moved train images with a teacher's soft labels
+    deferred: DeferredRecipe | None = None
 
     def student(self) -> Recipe:
         """What runs of this recipe teach: rows as they are, at the prior that the teacher ended with, and nothing else.
 
-        Another prior than the teacher's would make its opinions those of another posterior.
+        Another prior than the teacher's would make its soft labels those of another posterior.
         """
-        end = self.late or self
+        end = self.deferred or self
         return Recipe(balanced=end.balanced or self.neighbours > 0, beta=end.beta, tau=self.tau, distilled=self.distilled)
 
 
@@ -185,23 +185,23 @@ def recipes(config: Classifier) -> Mapping[str, Recipe]:
         "class_balanced": replace(augment, beta=beta),
         # Cao et al. (2019), algorithm 1: re-weighting waits until the features have been learned from rows as they are.
         "ldam_drw": replace(
-            augment, margin=config.ldam_margin, cosine=config.cosine_scale, late=LateRecipe(config.drw_share, beta=beta)
+            augment, margin=config.ldam_margin, cosine=config.cosine_scale, deferred=DeferredRecipe(config.drw_share, beta=beta)
         ),
         # Kang et al. (2020), section 4, classifier re-training: features from rows as they are, decisions from even classes.
-        "crt": replace(augment, late=LateRecipe(config.crt_share, balanced=True, head_only=True)),
+        "crt": replace(augment, deferred=DeferredRecipe(config.crt_share, balanced=True, head_only=True)),
         "smote": replace(augment, neighbours=config.smote_neighbours),
     }
 
 
 @dataclass(frozen=True)
-class Material:
-    """Rows that plans may be made of, checked and decoded: `Material.of` is the only way here, and it lets no leak through.
+class TrainingData:
+    """Rows that plans may be made of, checked and decoded: `TrainingData.of` is the only way here, and it lets no leak through.
 
     Arrays, so that a worker process can be handed them. `sources` (j,) and `first` (m + 1,) hold, for pool row i, the train
     rows of its own class that it came from, sources[first[i] : first[i + 1]]; none where they are unknown or all of the class.
-    `pool_opinions` are what a teacher says of the pool's rows. `moved` are train images as the teacher's recipe moves and mixes
-    them, and `moved_opinions` what the teacher says of those; for arms that have a teacher. `reserve_images` are real rows
-    beside the train set; the first of a class are those that a short learning curve uses.
+    `pool_soft_labels` are what a teacher says of the pool's rows. `augmented_images` are train images, augmented and mixed as
+    the teacher's recipe does, and `augmented_soft_labels` what the teacher says of them; for arms that have a teacher.
+    `reserve_images` are real rows beside the train set; the first of a class are those that a short learning curve uses.
     """
 
     n_classes: int
@@ -212,17 +212,17 @@ class Material:
     accepted: np.ndarray  # bool (m,)
     sources: np.ndarray  # int64 (j,)
     first: np.ndarray  # int64 (m + 1,)
-    pool_opinions: np.ndarray | None = None  # float (m, k), rows sum to one
-    moved: np.ndarray | None = None  # uint8 (d, c, h, w)
-    moved_targets: np.ndarray | None = None  # int64 (d,)
-    moved_opinions: np.ndarray | None = None  # float (d, k), rows sum to one
+    pool_soft_labels: np.ndarray | None = None  # float (m, k), rows sum to one
+    augmented_images: np.ndarray | None = None  # uint8 (d, c, h, w)
+    augmented_targets: np.ndarray | None = None  # int64 (d,)
+    augmented_soft_labels: np.ndarray | None = None  # float (d, k), rows sum to one
     reserve_images: np.ndarray | None = None  # uint8 (r, c, h, w)
     reserve_targets: np.ndarray | None = None  # int64 (r,), sorted
 
     @classmethod
     def of(
         cls, train: Manifest, classes: Sequence[str], pool: Manifest | None = None, accepted: np.ndarray | None = None
-    ) -> Material:
+    ) -> TrainingData:
         """`pool` are synthetic rows, `accepted` (m,) which of them passed the gate.
 
         Raises LeakError for a row of `train` that is not real or not of split train, and for a row of `pool` that is not
@@ -243,7 +243,7 @@ class Material:
         usable = np.ones(len(pool), bool) if accepted is None else np.asarray(accepted, bool)
         return cls(len(classes), images.numpy(), y, pool_images.numpy(), pool_y, usable, sources, first)
 
-    def with_reserve(self, reserve: Manifest, classes: Sequence[str], *, most: int, seed: int) -> Material:
+    def with_reserve(self, reserve: Manifest, classes: Sequence[str], *, most: int, seed: int) -> TrainingData:
         """This, and at most `most` rows of each class of `reserve`: the first ones of a permutation that the seed decides.
 
         Raises LeakError for a row that is not real or not of split reserve.
@@ -266,7 +266,7 @@ class Material:
         held = np.zeros(0, np.int64) if self.reserve_targets is None else self.reserve_targets
         return np.minimum(np.bincount(held, minlength=self.n_classes), extra)
 
-    def enlarged(self, extra: int) -> Material:
+    def enlarged(self, extra: int) -> TrainingData:
         """This with the first `extra` rows of each class in reserve at the end of the train rows, and no reserve.
 
         The enlarged set is the train set: class priors and all that follows from them are counted on it.
@@ -292,7 +292,7 @@ def require_origin(rows: Manifest, origin: str) -> None:
 
 
 def _sources(train: Manifest, pool: Manifest, targets: np.ndarray, pool_targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sources, first) of Material. Raises LeakError for a source that is no train row."""
+    """(sources, first) of TrainingData. Raises LeakError for a source that is no train row."""
     column = pool.table["sources"].combine_chunks()
     known = pc.list_flatten(column)
     index = pc.index_in(known, value_set=train.table["sample_id"].combine_chunks())
@@ -316,22 +316,22 @@ class Arm:
     recipe: Recipe
     adds: Literal["nothing", "accepted", "unfiltered", "shuffled", "replay"] = "nothing"
     keeps_real: bool = True
-    dose: float = 0.0
+    synthetic_fraction: float = 0.0
     labels: Labels = "hard"
 
-    def build(self, material: Material, seed: int) -> TrainingPlan:
+    def build(self, data: TrainingData, seed: int) -> TrainingPlan:
         """The plan of this arm for one seed, which decides the points of SMOTE and what is replayed or shuffled."""
-        recipe, k, added = self.recipe, material.n_classes, self._added(material, seed)
-        if self.labels == "soft" and self.dose > 0:
+        recipe, k, added = self.recipe, data.n_classes, self._added(data, seed)
+        if self.labels == "soft" and self.synthetic_fraction > 0:
             recipe = recipe.student()
         base, parts = added, list[tuple[_Rows, float]]()
         if self.keeps_real:
-            base = _Rows.certain(material.images, material.targets, k)
-            dose = self.dose if len(added.targets) else 0.0
+            base = _Rows.certain(data.images, data.targets, k)
+            fraction = self.synthetic_fraction if len(added.targets) else 0.0
             if recipe.distilled:
-                parts.append((_distilled(material), (1 - dose) * recipe.distilled))
-            if dose:
-                parts.append((added, dose))
+                parts.append((_distilled(data), (1 - fraction) * recipe.distilled))
+            if fraction:
+                parts.append((added, fraction))
         if recipe.neighbours:
             points, ends = _smote(base.images, base.targets, k, recipe.neighbours, seed)
             base = base.and_(_Rows.certain(points, base.targets[ends], k))
@@ -341,37 +341,37 @@ class Arm:
         def weighting(balanced: bool, beta: float | None) -> _Weighting:
             return _weighting(base.targets, shares, k, balanced, beta, recipe.tau)
 
-        late = None
-        if (end := recipe.late) is not None:
-            late = Late(end.share, *weighting(end.balanced, end.beta), end.head_only)
+        deferred = None
+        if (end := recipe.deferred) is not None:
+            deferred = DeferredSchedule(end.share, *weighting(end.balanced, end.beta), end.head_only)
         return TrainingPlan(
             images=torch.from_numpy(rows.images),
             targets=torch.from_numpy(rows.targets),
-            opinions=torch.from_numpy(rows.opinions),
+            soft_labels=torch.from_numpy(rows.soft_labels),
             n_added=len(rows.targets) - len(base.targets),
             transform=recipe.transform,
             margin=_margin(np.bincount(base.targets, minlength=k), recipe.margin * (recipe.cosine or 1.0)),
             cosine=recipe.cosine,
             mix=recipe.mix,
             mix_alpha=recipe.mix_alpha,
-            late=late,
+            deferred=deferred,
             **weighting(recipe.balanced, recipe.beta)._asdict(),
         )
 
-    def _added(self, material: Material, seed: int) -> _Rows:
+    def _added(self, data: TrainingData, seed: int) -> _Rows:
         """What this arm adds, class by class."""
-        usable = np.ones_like(material.accepted) if self.adds == "unfiltered" else material.accepted
-        none = self.adds == "nothing" or (self.keeps_real and self.dose == 0)
+        usable = np.ones_like(data.accepted) if self.adds == "unfiltered" else data.accepted
+        none = self.adds == "nothing" or (self.keeps_real and self.synthetic_fraction == 0)
         added = np.zeros(0, np.int64) if none else np.flatnonzero(usable)
-        added = added[np.argsort(material.pool_targets[added], kind="stable")]
-        targets, taught = material.pool_targets[added], self.labels == "soft" and len(added) > 0
+        added = added[np.argsort(data.pool_targets[added], kind="stable")]
+        targets, taught = data.pool_targets[added], self.labels == "soft" and len(added) > 0
         if self.adds == "replay" and taught:
-            return _distilled(material).in_the_classes_of(targets)
-        chosen = material.images[replays(material, added, seed)] if self.adds == "replay" else material.pool_images[added]
-        rows = _Rows.certain(chosen, targets, material.n_classes)
+            return _distilled(data).in_the_classes_of(targets)
+        chosen = data.images[replays(data, added, seed)] if self.adds == "replay" else data.pool_images[added]
+        rows = _Rows.certain(chosen, targets, data.n_classes)
         if taught:
-            assert material.pool_opinions is not None
-            rows = replace(rows, opinions=material.pool_opinions[added].astype(np.float32))
+            assert data.pool_soft_labels is not None
+            rows = replace(rows, soft_labels=data.pool_soft_labels[added].astype(np.float32))
         if self.adds == "shuffled":
             rows = replace(rows, targets=numpy_rng(seed, "shuffle").permutation(targets))
         return rows
@@ -383,7 +383,7 @@ class _Rows:
 
     images: np.ndarray
     targets: np.ndarray
-    opinions: np.ndarray
+    soft_labels: np.ndarray
 
     @classmethod
     def certain(cls, images: np.ndarray, targets: np.ndarray, k: int) -> _Rows:
@@ -400,31 +400,31 @@ class _Rows:
         for c in np.unique(targets):
             wanted = targets == c
             out[wanted] = np.resize(np.flatnonzero(self.targets == c), np.count_nonzero(wanted))
-        return _Rows(self.images[out], self.targets[out], self.opinions[out])
+        return _Rows(self.images[out], self.targets[out], self.soft_labels[out])
 
 
-def _distilled(material: Material) -> _Rows:
+def _distilled(data: TrainingData) -> _Rows:
     """The train images that were moved and mixed, with what the teacher says of them."""
-    assert material.moved is not None and material.moved_targets is not None and material.moved_opinions is not None
-    return _Rows(material.moved, material.moved_targets, material.moved_opinions.astype(np.float32))
+    assert data.augmented_images is not None and data.augmented_targets is not None and data.augmented_soft_labels is not None
+    return _Rows(data.augmented_images, data.augmented_targets, data.augmented_soft_labels.astype(np.float32))
 
 
-def replays(material: Material, added: np.ndarray, seed: int) -> np.ndarray:
+def replays(data: TrainingData, added: np.ndarray, seed: int) -> np.ndarray:
     """For each row (a,) of the pool a train row of its class, of its sources where they are known, all used equally often."""
-    order = numpy_rng(seed, "replay").random(len(material.targets))
-    used = np.zeros(len(material.targets))
+    order = numpy_rng(seed, "replay").random(len(data.targets))
+    used = np.zeros(len(data.targets))
     out = np.empty(len(added), np.int64)
     for i, row in enumerate(added):
-        candidates = material.sources[material.first[row] : material.first[row + 1]]
+        candidates = data.sources[data.first[row] : data.first[row + 1]]
         if not len(candidates):
-            candidates = np.flatnonzero(material.targets == material.pool_targets[row])
+            candidates = np.flatnonzero(data.targets == data.pool_targets[row])
         out[i] = candidates[np.argmin(used[candidates] + order[candidates])]
         used[out[i]] += 1
     return out
 
 
 class _Weighting(NamedTuple):
-    """The fields of TrainingPlan and of Late of these names."""
+    """The fields of TrainingPlan and of DeferredSchedule of these names."""
 
     weights: Tensor
     draw: Tensor
@@ -526,12 +526,14 @@ def _log(mass: np.ndarray, tau: float) -> np.ndarray:
     return np.asarray(tau * np.log(np.where(prior > 0, prior, 1.0)))
 
 
-def synthetic_arms(recipe: Recipe, *, dose: float, labels: Labels, alone: Recipe | None = None) -> Mapping[str, Arm]:
-    """The arms of one generator, by name, for the dose and the labels that validation chose.
+def synthetic_arms(
+    recipe: Recipe, *, synthetic_fraction: float, labels: Labels, alone: Recipe | None = None
+) -> Mapping[str, Arm]:
+    """The arms of one generator, by name, for the fraction and the labels that validation chose.
 
     `alone` is the recipe of synthetic images without real ones, where it is another: a student has nothing of its own there.
     """
-    arm = Arm("synthetic", recipe, "accepted", dose=dose, labels=labels)
+    arm = Arm("synthetic", recipe, "accepted", synthetic_fraction=synthetic_fraction, labels=labels)
     return {
         "synthetic": arm,
         "synthetic_unfiltered": replace(arm, name="synthetic_unfiltered", adds="unfiltered"),
@@ -540,6 +542,9 @@ def synthetic_arms(recipe: Recipe, *, dose: float, labels: Labels, alone: Recipe
     }
 
 
-def null_arms(recipe: Recipe, *, dose: float) -> Mapping[str, Arm]:
-    """Arms that cannot be a gain, by name. Where validation chose no dose, half of the draws have shuffled labels."""
-    return {"shuffled": Arm("shuffled", recipe, "shuffled", dose=dose or 0.5), "again": Arm("again", recipe)}
+def null_arms(recipe: Recipe, *, synthetic_fraction: float) -> Mapping[str, Arm]:
+    """Arms that cannot be a gain, by name. Where validation chose no fraction, half of the draws have shuffled labels."""
+    return {
+        "shuffled": Arm("shuffled", recipe, "shuffled", synthetic_fraction=synthetic_fraction or 0.5),
+        "aa_control": Arm("aa_control", recipe),
+    }

@@ -167,7 +167,7 @@ class Arms(Section):
     seeds: Annotated[int, Field(ge=1)]
     selection_seeds: Annotated[int, Field(ge=1)]
     real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1), AfterValidator(_taught)]  # type: ignore[valid-type]
-    doses: Annotated[list[Share], Field(min_length=1)]
+    synthetic_fractions: Annotated[list[Share], Field(min_length=1)]
     labels: Annotated[list[Literal["hard", "soft"]], Field(min_length=1)]
     ensemble: bool
     null_controls: bool

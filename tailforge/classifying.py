@@ -47,7 +47,7 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
     else:
         rows = data.val()
         pixels, targets = rows.images(), rows.targets(classes).numpy()
-    opinions = {
+    predictions = {
         family: bayes.posterior(model, pixels, len(classes), seed=params.seed).numpy(),
         best: train.predict(classifier, pixels),
     }
@@ -55,16 +55,21 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
     if images:
         found = [
             {"path": str(file)}
-            | {name: {"label": classes[int(p[i].argmax())], "probability": float(p[i].max())} for name, p in opinions.items()}
+            | {
+                name: {"label": classes[int(p[i].argmax())], "probability": float(p[i].max())}
+                for name, p in predictions.items()
+            }
             for i, file in enumerate(files)
         ]
         lines = [
-            "  ".join([row["path"], *(f"{name}: {row[name]['label']} ({row[name]['probability']:.3f})" for name in opinions)])
+            "  ".join(
+                [row["path"], *(f"{name}: {row[name]['label']} ({row[name]['probability']:.3f})" for name in predictions)]
+            )
             for row in found
         ]
     else:
-        found = {name: train.balanced_accuracy(p, targets) for name, p in opinions.items()}
-        both = float((opinions[family].argmax(1) == opinions[best].argmax(1)).mean())
+        found = {name: train.balanced_accuracy(p, targets) for name, p in predictions.items()}
+        both = float((predictions[family].argmax(1) == predictions[best].argmax(1)).mean())
         lines = [f"balanced accuracy on {len(targets)} validation images"]
         lines += [f"{name:30} {value:.3f}" for name, value in found.items()]
         lines.append(f"they agree on {both:.0%} of the images")

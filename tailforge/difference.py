@@ -65,7 +65,7 @@ def text(found: dict[str, Any]) -> str:
     for end in ("from", "to"):
         one = found[end]
         gain = running.interval(one["gain"].get("balanced_accuracy"), "+")
-        lines.append(f"{one['name']}: {one['verdict']}, {one['generator']} over {one['best_real_arm']} by {gain}")
+        lines.append(f"{one['name']}: {one['verdict']}, {one['generator']} over {one['baseline']} by {gain}")
     return "\n".join(lines)
 
 
@@ -75,8 +75,8 @@ def _signed(own: dict[str, str]) -> tuple[str, str]:
 
 def _rows(folder: Path, release: Release) -> Rows:
     """The accepted images of a release."""
-    shards, verdicts = releases.files(folder, release, release.generators)
-    accepted, found = export.accepted_ids(verdicts), Rows()
+    shards, checked = releases.files(folder, release, release.generators)
+    accepted, found = export.accepted_ids(checked), Rows()
     for row in export.rows(shards, ["sample_id", "label", "pixel_hash"]):
         if row["sample_id"] in accepted:
             found.setdefault(row["label"], {})[row["sample_id"]] = row["pixel_hash"]

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError
 
-POOLS, VERDICTS = "data/pools/", "data/verdicts/"
+POOLS, CHECKED = "data/pools/", "data/checked/"
 MOST = 10**9  # of a version, images of a class
 
 
@@ -65,7 +65,7 @@ class Judged(_Read):
 
     verdict: Name
     generator: Name
-    best_real_arm: Name
+    baseline: Name
     gain: _Gain
 
 
@@ -80,7 +80,7 @@ class Record(Judged):
     def _whole(self) -> Record:
         if self.generator != ENSEMBLE and self.generator not in self.classes:
             raise ValueError(f"the generator {self.generator} has no classes")
-        if lacking := [part + name for name in self.classes for part in (POOLS, VERDICTS) if part + name not in self.outs]:
+        if lacking := [part + name for name in self.classes for part in (POOLS, CHECKED) if part + name not in self.outs]:
             raise ValueError(f"no hash of {lacking[0]}")
         return self
 

@@ -3,7 +3,7 @@
     dataset@v3.0.0    release v3: a commit with the run's files (FILES), with release.json and a line in CHANGELOG.md
     dataset#prod#1    what is in use: only a release with the verdict `gain` is promoted; the others are kept and named
 
-Images, verdicts and classifiers are DVC's: release.json has their hashes, which are those of dvc.lock. The dataset of a
+Images, checks and classifiers are DVC's: release.json has their hashes, which are those of dvc.lock. The dataset of a
 release is the accepted images of the generator that `evaluate` chose, or of all generators where that is the ensemble.
 
 A release is made in steps, each whole or not at all: release.json and CHANGELOG.md, the commit, the tags. What a kill left
@@ -28,7 +28,7 @@ from pipeline.core import work
 from pipeline.datasets import export
 from pipeline.errors import DataError, InputError
 from tailforge import project, records, running, tags
-from tailforge.records import POOLS, VERDICTS
+from tailforge.records import CHECKED, POOLS
 
 RECORD, CHANGES = "release.json", "CHANGELOG.md"
 STATE = ("dvc.yaml", "dvc.lock", "params.yaml", "metrics.json", "gains.csv", "data/lists")
@@ -36,7 +36,7 @@ FILES = (*STATE, RECORD, CHANGES)
 HEADING = "## Dataset releases"
 RUNS, METRICS = "data/runs/", "metrics.json"
 MARKUP, _ESCAPED = re.compile(r"([\\`*_<>\[\]&|])"), r"\\\1"  # of Markdown, which a class name may hold
-PARTS = (POOLS, VERDICTS, RUNS, METRICS)
+PARTS = (POOLS, CHECKED, RUNS, METRICS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def make(folder: Path, *, push: bool = False, say: Callable[[str], object] = lam
         record = {
             "version": version,
             "tailforge": version_of("tailforge"),
-            **{key: metrics[key] for key in ("verdict", "generator", "best_real_arm", "gain")},
+            **{key: metrics[key] for key in ("verdict", "generator", "baseline", "gain")},
             "classes": _counted(folder, outs),
             "outs": outs,
         }
@@ -140,14 +140,14 @@ def find(folder: Path, name: str) -> Release:
 
 
 def files(folder: Path, release: Release, generators: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """(shards of the pools, images.parquet of the verdicts) of a release, in DVC's cache; the working tree stays as it is.
+    """(shards of the pools, their images.parquet) of a release, in DVC's cache; the working tree stays as it is.
 
     What the cache lacks is fetched from DVC's remote. Raises DataError where it is not there either.
     """
     outs = release.record["outs"]
-    pools, verdicts = ([outs[part + name] for name in generators] for part in (POOLS, VERDICTS))
+    pools, checked = ([outs[part + name] for name in generators] for part in (POOLS, CHECKED))
     try:
-        found = dvc.contents(folder, [*pools, *verdicts])
+        found = dvc.contents(folder, [*pools, *checked])
     except dvc.DvcError as error:
         raise DataError(
             f"release {release.name}: {error}",
@@ -155,9 +155,9 @@ def files(folder: Path, release: Release, generators: Sequence[str]) -> tuple[li
             remedy="run `dvc push` where the release was made; see `dvc remote list`",
         ) from None
     shards = [found[pool][path] for pool in pools for path in sorted(found[pool]) if path.endswith(".parquet")]
-    if not all("images.parquet" in found[verdict] for verdict in verdicts):
-        raise DataError(f"release {release.name} has no verdicts", expected="images.parquet in each of data/verdicts")
-    return shards, [found[verdict]["images.parquet"] for verdict in verdicts]
+    if not all("images.parquet" in found[one] for one in checked):
+        raise DataError(f"release {release.name} has no checked images", expected="images.parquet in each of data/checked")
+    return shards, [found[one]["images.parquet"] for one in checked]
 
 
 def metrics(folder: Path, release: Release) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def pull(
         raise InputError(f"--class {', '.join(unknown)}", expected=f"one of {', '.join(map(plain, release.images))}")
     out = out or Path(f"dataset-{release.name}")
     export.vacant(out)  # before anything is fetched
-    shards, verdicts = files(folder, release, [generator] if generator else release.generators)
-    return release, out, export.write(shards, verdicts, out, only=classes or None)
+    shards, checked = files(folder, release, [generator] if generator else release.generators)
+    return release, out, export.write(shards, checked, out, only=classes or None)
 
 
 def line(record: dict[str, Any], date: str) -> str:
@@ -195,7 +195,7 @@ def line(record: dict[str, Any], date: str) -> str:
     promoted = ", promoted" if record["verdict"] == "gain" else ""
     return (
         f"- v{record['version']} ({date}, {record['verdict']}{promoted}): {sum(images.values())} images of "
-        f"{record['generator']} ({counts}); balanced accuracy {points} points over {record['best_real_arm']}; pool {pools}"
+        f"{record['generator']} ({counts}); balanced accuracy {points} points over {record['baseline']}; pool {pools}"
     )
 
 
@@ -259,7 +259,7 @@ def _counted(folder: Path, outs: dict[str, str]) -> dict[str, dict[str, dict[str
     """{generator: {class: {"made": images of its pool, "accepted": images that passed}}}."""
     counts = {}
     for name in (path.removeprefix(POOLS) for path in outs if path.startswith(POOLS)):
-        accepted = export.accepted_ids([folder / VERDICTS / name / "images.parquet"])
+        accepted = export.accepted_ids([folder / CHECKED / name / "images.parquet"])
         made, passed = Counter[str](), Counter[str]()
         for row in export.rows(sorted((folder / POOLS / name).glob("*.parquet")), ["sample_id", "label"]):
             made[row["label"]] += 1

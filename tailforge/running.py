@@ -135,9 +135,9 @@ def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     print(table(rows), file=out)
     gains = ", ".join(f"{name} {interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
     print(f"\nverdict: {metrics['verdict']}", file=out)
-    print(f"gain of synthetic over {metrics['best_real_arm']}: {gains}", file=out)
-    if "worth" in metrics:
-        print(f"synthetic is {words.real_images(metrics['worth'])}", file=out)
+    print(f"gain of synthetic over {metrics['baseline']}: {gains}", file=out)
+    if "equivalent_real_images" in metrics:
+        print(f"synthetic is {words.real_images(metrics['equivalent_real_images'])}", file=out)
     print(f"report: {report.absolute()}", file=out)
 
 

@@ -24,7 +24,7 @@ import yaml
 from helpers import digits_project
 from helpers.digits_project import CLASSES
 from pipeline import config
-from pipeline.arms import Arm, Material, recipes, synthetic_arms
+from pipeline.arms import Arm, TrainingData, recipes, synthetic_arms
 from pipeline.classifier import networks, train
 from pipeline.core.images import encode_png
 from pipeline.core.manifest import Manifest
@@ -86,7 +86,7 @@ def leaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_1_the_test_rows_are_opened_by_evaluate_alone(tmp_path: Path) -> None:
     assert callers("test") == {"stages/evaluate.py"}
-    assert mentions("test.parquet") == {"prepared.py"}
+    assert mentions("test.parquet") == {"core/prepared.py"}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert [name for name, stage in stages.items() if any("test.parquet" in str(d) for d in stage["deps"])] == ["evaluate"]
     # Another stage that opens them would be seen.
@@ -97,7 +97,7 @@ def test_1_the_test_rows_are_opened_by_evaluate_alone(tmp_path: Path) -> None:
 def test_1_no_epoch_is_chosen_at_all() -> None:
     """A fit sees the plan and nothing that it could choose by; validation rows meet finished weights alone."""
     assert list(inspect.signature(train.fit).parameters) == ["plan", "config", "seed", "flips", "folder", "progress"]
-    assert callers("val") == {"classifier/selection.py", "measures.py", "stages/validate.py"}
+    assert callers("val") == {"classifier/selection.py", "evaluation/measures.py", "stages/validate.py"}
 
 
 # 2. The generator, the filter or a threshold fitted on validation or test rows.
@@ -135,7 +135,7 @@ def test_2_judges_never_see_validation_rows(tmp_path: Path) -> None:
 
 def test_2_the_reserve_is_opened_for_the_learning_curve_alone(tmp_path: Path) -> None:
     assert callers("reserve") == {"classifier/selection.py"}
-    assert mentions("reserve.parquet") == {"prepared.py", "stages/train.py"}
+    assert mentions("reserve.parquet") == {"core/prepared.py", "stages/train.py"}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert [name for name, stage in stages.items() if any("reserve.parquet" in str(d) for d in stage["deps"])] == ["train_real"]
     (tmp_path / "peek.py").write_text("def run(data):\n    return data.reserve(), 'prepared/reserve.parquet'\n")
@@ -159,11 +159,11 @@ def test_2_fitting_anything_on_a_row_in_reserve_raises(what: str, tmp_path: Path
 def warnings_of(**arms: object) -> list[str]:
     params = digits_project.params(arms=arms)
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 38 + ["1"] * 2, "test")
-    choice = {"dose": 1.0, "missing": {"short": [], "none": []}}
+    choice = {"synthetic_fraction": 1.0, "missing": {"short": [], "none": []}}
     choices: Any = SimpleNamespace(families={"naive": choice}, primary="naive")
     value = {"balanced_accuracy": {"estimate": 0.8}}
     weaker = {"balanced_accuracy": {"estimate": 0.9}}
-    metrics = {"best_real_arm": "real", "arms": {"real": value}, "reference": {"random_forest": weaker}}
+    metrics = {"baseline": "real", "arms": {"real": value}, "reference": {"random_forest": weaker}}
     return score._warnings(params, ["0", "1"], np.array([9, 3]), test, choices, metrics)
 
 
@@ -185,13 +185,13 @@ def test_3_intervals_know_of_the_spread_of_seeds() -> None:
 # 4. A weak real-only baseline; different numbers of updates.
 
 
-def material() -> Material:
+def material() -> TrainingData:
     r = np.random.default_rng(0)
     images, y = r.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8), np.repeat([0, 1, 2], [20, 7, 3])
     pool_y = np.repeat([0, 1, 2], 10)
     none = np.zeros(0, np.int64)
-    moved = {"moved": images, "moved_targets": y, "moved_opinions": r.dirichlet(np.ones(3), 30)}
-    return Material(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64), **moved)
+    moved = {"augmented_images": images, "augmented_targets": y, "augmented_soft_labels": r.dirichlet(np.ones(3), 30)}
+    return TrainingData(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64), **moved)
 
 
 def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
@@ -199,7 +199,7 @@ def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
     known = recipes(settings)
     arms = [Arm(name, recipe) for name, recipe in known.items()]
     arms.append(Arm(config.SELF_DISTILLATION, replace(known["augment"].student(), distilled=0.5)))
-    arms += synthetic_arms(known["real"], dose=0.5, labels="hard").values()
+    arms += synthetic_arms(known["real"], synthetic_fraction=0.5, labels="hard").values()
     seen = {}
     for arm in arms:
         steps: list[int] = []
@@ -217,7 +217,7 @@ def test_4_the_rival_is_the_strongest_of_the_real_only_arms(tmp_path: Path) -> N
         for name, value in (("real", choice(real=0.5, augment=0.8)), ("naive", choice(replay=replay, synthetic=0.99))):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "choice.json").write_text(json.dumps(value))
-        assert score.Choices.read(tmp_path, ["naive"]).rivals == {"naive": expected}
+        assert score.Choices.read(tmp_path, ["naive"]).baselines == {"naive": expected}
 
 
 def test_4_a_reference_that_beats_the_baseline_warns() -> None:
@@ -229,12 +229,12 @@ def test_4_a_reference_that_beats_the_baseline_warns() -> None:
 
 def test_5_the_controls_are_shipped_and_replay_cannot_be_left_out() -> None:
     assert {"real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup"} <= set(SHIPPED.arms.real)
-    arms = synthetic_arms(recipes(SHIPPED.classifier)["real"], dose=0.5, labels="hard")
+    arms = synthetic_arms(recipes(SHIPPED.classifier)["real"], synthetic_fraction=0.5, labels="hard")
     assert {"replay", "synthetic_unfiltered", "synthetic_only"} < set(arms)
     plans = {name: arm.build(material(), 0) for name, arm in arms.items()}
     for field in (
         "targets",
-        "opinions",
+        "soft_labels",
         "weights",
         "draw",
         "offset",
@@ -243,7 +243,7 @@ def test_5_the_controls_are_shipped_and_replay_cannot_be_left_out() -> None:
         "cosine",
         "mix",
         "mix_alpha",
-        "late",
+        "deferred",
     ):
         ours, control = (getattr(plans[name], field) for name in ("synthetic", "replay"))
         assert (ours == control).all() if hasattr(ours, "all") else ours == control
@@ -274,7 +274,7 @@ def test_6_added_rows_do_not_shift_the_prior() -> None:
     for name in ("real", "logit_adjustment"):
         recipe = recipes(SHIPPED.classifier)[name]
         plan, without = (arm.build(material(), 0) for arm in (
-            synthetic_arms(recipe, dose=0.6, labels="hard")["synthetic"], Arm(name, recipe)
+            synthetic_arms(recipe, synthetic_fraction=0.6, labels="hard")["synthetic"], Arm(name, recipe)
         ))  # fmt: skip
         assert (plan.offset == without.offset).all()
         rho = np.array([20, 7, 3]) / 30 if name == "real" else np.ones(3)  # what the network itself learns as its prior
@@ -380,9 +380,9 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
 def test_8_images_of_unknown_sources_are_named() -> None:
     params = digits_project.params(generators=["external"])
     choices: Any = SimpleNamespace(
-        families={"external": {"dose": 1.0, "missing": {"short": [], "none": []}}}, primary="external"
+        families={"external": {"synthetic_fraction": 1.0, "missing": {"short": [], "none": []}}}, primary="external"
     )
-    metrics = {"best_real_arm": "real", "arms": {"real": {"balanced_accuracy": {"estimate": 0.9}}}, "reference": {}}
+    metrics = {"baseline": "real", "arms": {"real": {"balanced_accuracy": {"estimate": 0.9}}}, "reference": {}}
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 40, "test")
     assert any("nobody can say" in w for w in score._warnings(params, ["0"], np.array([3]), test, choices, metrics))
 

@@ -173,13 +173,13 @@ class Plan:
         i, k, t, made = self.image, self.costs, self.task, self.made
         look, decode = made * self.look_seconds, made * i.decode_seconds / self.cluster.cores_per_gpu
         hashed = len(HASHED_BY) * self.pool_gigabytes * k.hash_gigabyte_seconds
-        opinions = t.seeds * made * i.classifier.evaluation_flop / self.cluster.flop_per_second
+        soft_labels = t.seeds * made * i.classifier.evaluation_flop / self.cluster.flop_per_second
         spread = [
             Stage("fit", self.fitting_seconds(1), self.fitting_seconds, ALL, "average gradients of GPUs that share a batch"),
             Stage("sample", self.sampling_seconds(1), self.sampling_seconds, SHARDS, "a process a GPU, with its own shards"),
             Stage(f"{', '.join(HASHED_BY)}: hash the pool", hashed, lambda n: hashed / n, ALL, "keep a shard's hash beside it"),
             Stage("validate: look at each image", look, lambda n: look / n, ALL, "look at a shard where it was made"),
-            Stage("train: soft labels", opinions, lambda n: opinions / n, ALL, "ask the teachers where a shard was made"),
+            Stage("train: soft labels", soft_labels, lambda n: soft_labels / n, ALL, "ask the teachers where a shard was made"),
             Stage("train: classifiers", self.classifiers_seconds(1), self.classifiers_seconds, ALL, "a GPU a run"),
         ]  # fmt: skip
         serial = [

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks.speed.generator import LONG_TAIL
 from benchmarks.speed.scaling import CLASSES, digits
 from pipeline import config
-from pipeline.arms import Arm, Material, recipes
+from pipeline.arms import Arm, TrainingData, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
 
 ARMS, SEEDS = 10, 5
@@ -35,7 +35,7 @@ def campaign(size: int, steps: int) -> Campaign:
     rows = np.concatenate([own[:n] for own, n in zip(order, LONG_TAIL, strict=True)])
     val = np.concatenate([own[-20:] for own in order])
     none = np.zeros(0, np.int64)
-    material = Material(
+    material = TrainingData(
         len(CLASSES), pixels[rows], targets[rows], np.zeros((0, *pixels.shape[1:]), np.uint8), none, none.astype(bool), none,
         np.zeros(1, np.int64),
     )  # fmt: skip

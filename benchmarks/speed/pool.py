@@ -219,14 +219,14 @@ def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator
         looked = Measured(values, seen.nearest[again], thumbs, seen.embeddings[again]), np.ones(n, dtype=bool)
         with mock.patch.object(gate, "_measure", return_value=looked):  # the look at pixels is measured by itself
             seconds[n] = processor_seconds(
-                lambda pool=pool, out=out: gate.judge(
+                lambda pool=pool, out=out: gate.check_pool(
                     pool, train, val, judges, CLASSES, family="flow_matching", params=params, out=out, docs=out / "docs"
                 )
             )  # fmt: skip
     yield f"{form.name}|rest of the gate|processor time an image", 1e6 * marginal(seconds), "µs"
     kept = sum(x.nbytes for x in (*values.values(), looked[0].nearest, thumbs, looked[0].embeddings))
     yield f"{form.name}|kept by the gate|size an image", kept / n, "bytes"
-    judged = sum((out / name).stat().st_size for name in ("verdicts.parquet", "images.parquet"))
+    judged = sum((out / name).stat().st_size for name in ("checks.parquet", "images.parquet"))
     yield f"{form.name}|verdicts|size an image", judged / n, "bytes"
     yield f"{form.name}|row without image|size an image", rows.table.drop_columns(["image", "sources"]).nbytes / n, "bytes"
     yield f"{form.name}|a source of a row|size an image", rows.table["sources"].nbytes / sum(map(len, of.sources)), "bytes"

@@ -118,7 +118,7 @@ def gate(n: int, folder: Path) -> Work:
     jury = Judges.fit(real, CLASSES, settings=settings, flips="none", seed=0, folder=folder)
     sampling(n, folder / "pool")()
     (folder / "out").mkdir()
-    return lambda: gate.judge(
+    return lambda: gate.check_pool(
         folder / "pool", real, real.take(np.arange(500)), jury, CLASSES, family="naive", params=params, out=folder / "out",
         docs=folder / "docs",
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Many training runs, packed: worker processes of one thread each, one run at a time in each (runtime/engine.py).
 
 A small network cannot use several threads, so k runs side by side finish sooner than k runs one after the other on all
-threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, material) and every worker has one
+threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, data) and every worker has one
 thread, so results do not depend on the number of workers, nor on whose they are. On an accelerator the runs go one after the
 other in this process, unless params.engine asks for more.
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.arms import Arm, Material
+from pipeline.arms import Arm, TrainingData
 from pipeline.classifier import train
 from pipeline.config import Classifier, Engine
 from pipeline.core import weights
@@ -51,7 +51,7 @@ class Campaign:
     `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores, and nothing else.
     """
 
-    material: Material
+    data: TrainingData
     config: Classifier
     flips: str
     seed: int
@@ -62,15 +62,16 @@ class Campaign:
     def execute(self, run: Run, progress: Callable[[int], None]) -> None:
         """Train, score and write one run."""
         seed = derive(self.seed, "classifier", run.number)
-        plan = run.arm.build(self.material, seed)
+        plan = run.arm.build(self.data, seed)
         checkpoints = run.file.parent / f".{run.file.stem}"
         network = train.fit(plan, self.config, seed, flips=self.flips, folder=checkpoints, progress=progress)
         probabilities = train.predict(network, torch.from_numpy(self.val_images))
         score = train.balanced_accuracy(probabilities, self.val_targets)
-        _, *shape = self.material.images.shape
+        _, *shape = self.data.images.shape
         train.save(
-            network, run.file, self.config, (shape[0], shape[1], shape[2]), self.material.n_classes,
-            arm=run.arm.name, dose=run.arm.dose, labels=run.arm.labels, number=run.number, validation=score,
+            network, run.file, self.config, (shape[0], shape[1], shape[2]), self.data.n_classes,
+            arm=run.arm.name, synthetic_fraction=run.arm.synthetic_fraction, labels=run.arm.labels,
+            number=run.number, validation=score,
         )  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
 

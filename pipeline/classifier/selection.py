@@ -2,10 +2,10 @@
 
 Real-only: every arm of params.arms.real with every seed. The recipe of the highest mean balanced accuracy on validation rows is
 the teacher: its runs say what soft labels are. `self_distillation` comes after it, since it is that teacher's student. The best
-of all these arms is the best real-only arm. With a pool: `synthetic` in every dose and kind of labels with the first seeds,
+of all these arms is the best real-only arm. With a pool: `synthetic` in every fraction and kind of labels with the first seeds,
 each added to the best real-only arm and compared with it under the same seeds; the highest mean wins, and of equal ones the
-smaller dose, then the first kind of labels in params.arms. Dose 0 is that arm's own runs. Then every arm of the pool is trained
-with all seeds, and the null controls where they are wanted; runs that the choice already trained are kept.
+smaller fraction, then the first kind of labels in params.arms. Fraction 0 is that arm's own runs. Then every arm of the pool is
+trained with all seeds, and the null controls where they are wanted; runs that the choice already trained are kept.
 
 The learning curve, with params.arms.curve: the best real-only arm once more, on the train rows and m rows a class of those that
 scarcity left out, for each m, with all seeds and equally many steps; its teacher too learns from the enlarged rows. The rows of
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.arms import Arm, Labels, Material, Recipe, null_arms, recipes, synthetic_arms
+from pipeline.arms import Arm, Labels, Recipe, TrainingData, null_arms, recipes, synthetic_arms
 from pipeline.classifier import mixing, transforms
 from pipeline.classifier import train as classifier
 from pipeline.classifier.packed import Campaign, Run, train_all
@@ -47,7 +47,7 @@ def campaign(params: Params, prepared: Prepared, pool: Manifest | None = None, a
     """What all runs share. Raises LeakError where a row must not be trained on."""
     val, classes = prepared.val(), prepared.classes
     return Campaign(
-        material=Material.of(prepared.train(), classes, pool, accepted),
+        data=TrainingData.of(prepared.train(), classes, pool, accepted),
         config=params.classifier,
         flips=params.data.flips,
         seed=params.seed,
@@ -69,21 +69,21 @@ def with_reserve(params: Params, prepared: Prepared, shared: Campaign) -> Campai
             remedy="run the stage prepare",
         )  # fmt: skip
     most = max(params.arms.curve)
-    return replace(shared, material=shared.material.with_reserve(reserve, prepared.classes, most=most, seed=params.seed))
+    return replace(shared, data=shared.data.with_reserve(reserve, prepared.classes, most=most, seed=params.seed))
 
 
-def accepted_rows(pool: Manifest, verdicts: Sequence[Path]) -> np.ndarray:
-    """bool (m,): which rows of the pool the gate let through. Raises DataError where a row has no verdict in the files."""
+def accepted_rows(pool: Manifest, checked: Sequence[Path]) -> np.ndarray:
+    """bool (m,): which rows of the pool the gate let through. Raises DataError where the files lack a row."""
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(file, columns=["sample_id", "accepted"]).to_pydict() for file in verdicts]
-    verdict = {name: accepted for t in tables for name, accepted in zip(t["sample_id"], t["accepted"], strict=True)}
+    tables = [pq.read_table(file, columns=["sample_id", "accepted"]).to_pydict() for file in checked]
+    accepted = {name: passed for t in tables for name, passed in zip(t["sample_id"], t["accepted"], strict=True)}
     try:
-        return np.array([verdict[sample_id] for sample_id in pool.table["sample_id"].to_pylist()], bool)
+        return np.array([accepted[sample_id] for sample_id in pool.table["sample_id"].to_pylist()], bool)
     except KeyError as error:
         raise DataError(
-            f"{verdicts[0].parent}: no verdict on {error}",
-            expected="one for each image of the pool",
+            f"{checked[0].parent}: lacks {error}",
+            expected="a row for each image of the pool",
             remedy="run the stage validate",
         ) from None
 
@@ -98,7 +98,7 @@ def real_only(params: Params, shared: Campaign, folder: Path) -> None:
     if SELF_DISTILLATION in params.arms.real:
         student = Arm(SELF_DISTILLATION, recipe_of(params, SELF_DISTILLATION, teacher))
         runs[SELF_DISTILLATION] = _runs(student, seeds, folder / SELF_DISTILLATION)
-        train_all(judged(params, shared, teacher, folder / teacher), runs[SELF_DISTILLATION])
+        train_all(taught(params, shared, teacher, folder / teacher), runs[SELF_DISTILLATION])
     best = _best(runs)
     choice = {"best_real_arm": best, "teacher": teacher, "validation": {name: _scores(arm) for name, arm in runs.items()}}
     if params.arms.curve:
@@ -119,14 +119,14 @@ def _curve(params: Params, shared: Campaign, best: str, teacher: str, folder: Pa
     points: list[dict[str, Any]] = []
     before = 0
     for m in params.arms.curve:
-        added = shared.material.reserve_counts(m)
+        added = shared.data.reserve_counts(m)
         if added.sum() > before:
-            here, seeds = replace(shared, material=shared.material.enlarged(m)), range(params.arms.seeds)
+            here, seeds = replace(shared, data=shared.data.enlarged(m)), range(params.arms.seeds)
             runs = _runs(Arm(f"curve/{m}", recipe_of(params, best, teacher)), seeds, folder / str(m))
             if best == SELF_DISTILLATION:
                 own = folder / str(m) / "teacher"
                 train_all(here, _runs(Arm(f"curve/{m}/teacher", recipe_of(params, teacher, teacher)), seeds, own))
-                here = judged(params, here, teacher, own)
+                here = taught(params, here, teacher, own)
             train_all(here, runs)
             points.append({"extra": m, "added": added.tolist(), "validation": _scores(runs)})
         before = added.sum()
@@ -134,43 +134,54 @@ def _curve(params: Params, shared: Campaign, best: str, teacher: str, folder: Pa
 
 
 def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> None:
-    """Choose dose and labels, train the arms of a pool into `folder` and write choice.json."""
+    """Choose fraction and labels, train the arms of a pool into `folder` and write choice.json."""
     choice, seeds = read_choice(real), range(params.arms.seeds)
     best, teacher = str(choice["best_real_arm"]), str(choice["teacher"])
     recipe, alone = recipe_of(params, best, teacher), recipe_of(params, teacher, teacher)
     chosen_by = seeds[: params.arms.selection_seeds]
-    some = bool(shared.material.accepted.any())
+    some = bool(shared.data.accepted.any())
     if recipe.distilled or (some and "soft" in params.arms.labels):
-        shared = judged(params, shared, teacher, real / teacher)
+        shared = taught(params, shared, teacher, real / teacher)
 
     pairs: list[tuple[float, Labels]] = [
-        (d, labels) for d in sorted(set(params.arms.doses)) if d > 0 for labels in dict.fromkeys(params.arms.labels) if some
+        (d, labels)
+        for d in sorted(set(params.arms.synthetic_fractions))
+        if d > 0
+        for labels in dict.fromkeys(params.arms.labels)
+        if some
     ]
-    if 0.0 in params.arms.doses or not pairs:
+    if 0.0 in params.arms.synthetic_fractions or not pairs:
         pairs = [(0.0, "hard"), *pairs]
     trials = {
-        (dose, labels): _runs(
-            synthetic_arms(recipe, dose=dose, labels=labels)["synthetic"], chosen_by, folder / ".choice" / f"{dose}-{labels}"
+        (fraction, labels): _runs(
+            synthetic_arms(recipe, synthetic_fraction=fraction, labels=labels)["synthetic"],
+            chosen_by,
+            folder / ".choice" / f"{fraction}-{labels}",
         )
-        if dose
+        if fraction
         else [Run(Arm(best, recipe), i, real / best / f"{i}.safetensors") for i in chosen_by]
-        for dose, labels in pairs
+        for fraction, labels in pairs
     }
     train_all(shared, [run for runs in trials.values() for run in runs])
-    grid = [{"dose": dose, "labels": labels, "score": _scores(runs)["mean"]} for (dose, labels), runs in trials.items()]
-    # The grid stands in order of dose and labels, and max keeps the first of equals.
-    dose, labels = max(trials, key=lambda pair: _scores(trials[pair])["mean"])
+    grid = [
+        {"synthetic_fraction": fraction, "labels": labels, "score": _scores(runs)["mean"]}
+        for (fraction, labels), runs in trials.items()
+    ]
+    # The grid stands in order of fraction and labels, and max keeps the first of equals.
+    fraction, labels = max(trials, key=lambda pair: _scores(trials[pair])["mean"])
 
-    arms = synthetic_arms(recipe, dose=dose, labels=labels, alone=alone)
+    arms = synthetic_arms(recipe, synthetic_fraction=fraction, labels=labels, alone=alone)
     final = {name: _runs(arm, seeds, folder / name) for name, arm in arms.items() if some or name != "synthetic_only"}
     for name, runs in final.items():
-        if dose == 0 and name != "synthetic_only":
+        if fraction == 0 and name != "synthetic_only":
             _copy([real / best / run.file.name for run in runs], folder / name)
         elif name == "synthetic":
-            _copy([run.file for run in trials[dose, labels]], folder / name)
+            _copy([run.file for run in trials[fraction, labels]], folder / name)
     if params.arms.null_controls:
-        null = null_arms(recipe, dose=dose)
-        final["again"] = [Run(null["again"], len(seeds) + i, folder / "again" / f"{i}.safetensors") for i in seeds]
+        null = null_arms(recipe, synthetic_fraction=fraction)
+        final["aa_control"] = [
+            Run(null["aa_control"], len(seeds) + i, folder / "aa_control" / f"{i}.safetensors") for i in seeds
+        ]
         if some:
             final["shuffled"] = _runs(null["shuffled"], seeds, folder / "shuffled")
     train_all(shared, [run for runs in final.values() for run in runs])
@@ -178,47 +189,47 @@ def with_pool(params: Params, shared: Campaign, folder: Path, real: Path) -> Non
         folder / "choice.json",
         {
             "best_real_arm": best,
-            "dose": dose,
+            "synthetic_fraction": fraction,
             "labels": labels,
             "grid": grid,
             "validation": {name: _scores(runs) for name, runs in final.items()},
-            "missing": _missing(shared.material, params.sample.fill_to),
+            "missing": _missing(shared.data, params.sample.fill_to),
         },
     )
 
 
-def judged(params: Params, shared: Campaign, teacher: str, runs: Path) -> Campaign:
+def taught(params: Params, shared: Campaign, teacher: str, runs: Path) -> Campaign:
     """`shared` with what the runs of the arm `teacher` in the folder `runs` say together of its pool and of moved rows."""
-    material, files = shared.material, [runs / f"{i}.safetensors" for i in range(params.arms.seeds)]
-    images, targets = _moved(shared, recipe_of(params, teacher, teacher))
-    pool, own = (opinions(files, x) if len(x) else None for x in (material.pool_images, images))
-    taught = replace(material, pool_opinions=pool, moved=images, moved_targets=targets, moved_opinions=own)
-    return replace(shared, material=taught)
+    data, files = shared.data, [runs / f"{i}.safetensors" for i in range(params.arms.seeds)]
+    images, targets = _augmented(shared, recipe_of(params, teacher, teacher))
+    pool, own = (soft_labels(files, x) if len(x) else None for x in (data.pool_images, images))
+    whole = replace(data, pool_soft_labels=pool, augmented_images=images, augmented_targets=targets, augmented_soft_labels=own)
+    return replace(shared, data=whole)
 
 
-def opinions(teacher: Sequence[Path], images: np.ndarray) -> np.ndarray:
+def soft_labels(teacher: Sequence[Path], images: np.ndarray) -> np.ndarray:
     """p(y | x) float64 (n, k) of uint8 (n, c, h, w): the mean of the networks in these files."""
     networks = [classifier.load(file) for file in teacher]
     with training.threads(1):  # the same bits for any number of cores
         return np.asarray(np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0))
 
 
-def _moved(shared: Campaign, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+def _augmented(shared: Campaign, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (d, c, h, w) and the targets (d,): equally many train images of each class, moved and mixed as `recipe` does."""
-    material, n, seed = shared.material, shared.config.distillation_images, derive(shared.seed, "moved")
-    own = [np.flatnonzero(material.targets == c) for c in np.unique(material.targets)]
+    data, n, seed = shared.data, shared.config.distillation_images, derive(shared.seed, "moved")
+    own = [np.flatnonzero(data.targets == c) for c in np.unique(data.targets)]
     rows = np.concatenate([np.resize(numpy_rng(seed, "rows", i).permutation(o), n) for i, o in enumerate(own)])
     # Mixing pairs rows from both ends, and these stand class by class.
     shuffled = numpy_rng(seed, "pairs").permutation(len(rows))
-    out = np.empty((len(rows), *material.images.shape[1:]), np.uint8)
+    out = np.empty((len(rows), *data.images.shape[1:]), np.uint8)
     for k, part in enumerate(np.array_split(shuffled, math.ceil(len(rows) / MOVED_AT_ONCE))):
-        images = torch.from_numpy(material.images[rows[part]])
+        images = torch.from_numpy(data.images[rows[part]])
         x = transforms.apply(recipe.transform, images, shared.flips, rng(seed, "transform", k))
         if recipe.mix != "none":
-            certain = torch.zeros(len(x), material.n_classes)
+            certain = torch.zeros(len(x), data.n_classes)
             x = mixing.MIXES[recipe.mix](x, certain, recipe.mix_alpha, numpy_rng(seed, recipe.mix, k)).images
         out[part] = to_uint8(x).numpy()
-    return out, material.targets[rows]
+    return out, data.targets[rows]
 
 
 def read_choice(folder: Path) -> dict[str, Any]:
@@ -250,10 +261,10 @@ def _copy(files: list[Path], folder: Path) -> None:
             work.write(target, file.read_bytes())
 
 
-def _missing(material: Material, fill_to: int) -> dict[str, list[int]]:
+def _missing(data: TrainingData, fill_to: int) -> dict[str, list[int]]:
     """Classes (indices) that the pool cannot fill, and those of which it has no accepted image at all."""
-    real = np.bincount(material.targets, minlength=material.n_classes)
-    accepted = np.bincount(material.pool_targets[material.accepted], minlength=material.n_classes)
+    real = np.bincount(data.targets, minlength=data.n_classes)
+    accepted = np.bincount(data.pool_targets[data.accepted], minlength=data.n_classes)
     return {
         "short": np.flatnonzero(accepted < np.maximum(0, fill_to - real)).tolist(),
         "none": np.flatnonzero(accepted == 0).tolist(),

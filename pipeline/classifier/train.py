@@ -6,7 +6,7 @@ with its own probability, and a batch holds nearly its expected number of each c
 Seeds are paired: the initial weights, the uniforms and the transforms' draws of a step are functions of (seed, k) alone, the
 same for every arm.
 
-A plan with a late phase trains it in the last of the same number of steps. Where the late phase trains the last layer alone,
+A plan with a deferred schedule follows it in the last of the same number of steps. Where that trains the last layer alone,
 that layer's fresh weights are a function of the seed too, and each phase has a learning rate that is warmed up and falls to 0.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.arms import Late, TrainingPlan
+from pipeline.arms import DeferredSchedule, TrainingPlan
 from pipeline.classifier import mixing, networks, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.config import Classifier
@@ -57,7 +57,7 @@ class _Phase:
     scale: float  # mean weight of a drawn row
 
     @classmethod
-    def of(cls, plan: TrainingPlan, part: TrainingPlan | Late, order: Tensor, where: torch.device) -> _Phase:
+    def of(cls, plan: TrainingPlan, part: TrainingPlan | DeferredSchedule, order: Tensor, where: torch.device) -> _Phase:
         offsets = plan.offsets(part)
         targets = (plan.soft_targets(offsets) * part.weights[:, None])[order].to(where)
         scale = float((part.draw * part.weights).sum())
@@ -81,8 +81,8 @@ def fit(
     n_classes = len(plan.offset)
     c, h, w = plan.images.shape[1:]
     network = initial(config, (c, h, w), n_classes, seed, plan.cosine).to(where)
-    late, switch = plan.late, plan.switch(config.steps)
-    head_only = late is not None and late.head_only and switch < config.steps
+    deferred, switch = plan.deferred, plan.switch(config.steps)
+    head_only = deferred is not None and deferred.head_only and switch < config.steps
 
     def learner(part: nn.Module, steps: int) -> training.Learner:
         return training.Learner(part.train(), training.Optimisation(steps, config.lr, config.weight_decay))
@@ -96,7 +96,7 @@ def fit(
     # Rows class by class, so that stratified uniforms stratify the classes.
     order = torch.argsort(plan.targets, stable=True)
     images, margin = plan.images[order].to(where), plan.margin.to(where)
-    early, last = (_Phase.of(plan, part, order, where) for part in (plan, late or plan))
+    early, last = (_Phase.of(plan, part, order, where) for part in (plan, deferred or plan))
 
     def update(k: int) -> float:
         phase = last if k >= switch else early

@@ -1,6 +1,6 @@
 """A pool of synthetic images as a plain ImageFolder: OUT/CLASS/SAMPLE_ID.png, the bytes of the pool.
 
-Pools and verdicts are read in batches of rows; only the names of accepted rows are held. The folder appears whole or not
+Pools and their checks are read in batches of rows; only the names of accepted rows are held. The folder appears whole or not
 at all.
 """
 
@@ -22,32 +22,32 @@ from pipeline.core.manifest import SCHEMA
 from pipeline.errors import DataError, InputError
 
 BATCH = 1024
-COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of verdicts
+COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of what was checked
 
 
-def export(pool: Path, verdicts: Path, out: Path, *, everything: bool = False) -> dict[str, int]:
+def export(pool: Path, checked: Path, out: Path, *, everything: bool = False) -> dict[str, int]:
     """Write the accepted images of folder `pool` (all where `everything`) into the new folder `out`.
 
-    `verdicts` is the folder with the pool's images.parquet. Returns the number of images of each class folder. Raises
-    InputError where `out` is in use, DataError where pool or verdicts are missing or torn.
+    `checked` is the folder with the pool's images.parquet. Returns the number of images of each class folder. Raises
+    InputError where `out` is in use, DataError where either is missing or torn.
     """
     shards = sorted(pool.glob("*.parquet"))
     if not shards:
         raise DataError(
             f"{pool} holds no pool", expected="data/pools/GENERATOR of a project", remedy="run `tailforge run` first"
         )
-    return write(shards, None if everything else [verdicts / "images.parquet"], out)
+    return write(shards, None if everything else [checked / "images.parquet"], out)
 
 
 def write(
-    shards: Sequence[Path], verdicts: Sequence[Path] | None, out: Path, *, only: Collection[str] | None = None
+    shards: Sequence[Path], checked: Sequence[Path] | None, out: Path, *, only: Collection[str] | None = None
 ) -> dict[str, int]:
-    """Write the images of `shards` that `verdicts` accept (all without) into the new folder `out`, of the classes `only` alone.
+    """Write the images of `shards` that `checked` accepts (all without) into the new folder `out`, of the classes `only` alone.
 
     A class has the same folder with and without `only`. Returns and raises as `export`.
     """
     vacant(out)
-    accepted = None if verdicts is None else accepted_ids(verdicts)
+    accepted = None if checked is None else accepted_ids(checked)
     folders = folder_names(sorted({row["label"] for row in rows(shards, ["label"])}))
     folders = {label: folder for label, folder in folders.items() if only is None or label in only}
     counts = Counter[str]()
@@ -91,9 +91,9 @@ def _safe(name: str) -> str:
     return re.sub(r"^\.|[^\w.-]", "_", name)[:100] or "_"
 
 
-def accepted_ids(verdicts: Sequence[Path]) -> set[str]:
+def accepted_ids(checked: Sequence[Path]) -> set[str]:
     """sample_ids of the accepted images in files images.parquet. Raises DataError."""
-    return {row["sample_id"] for row in rows(verdicts, ["sample_id", "accepted"]) if row["accepted"]}
+    return {row["sample_id"] for row in rows(checked, ["sample_id", "accepted"]) if row["accepted"]}
 
 
 def rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ FILE = "judges.safetensors"
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Assessment:
     """What K judges say of n images: standardised embeddings (K, n, d) and probabilities of the labels (K, n, k), float32."""
 
     embeddings: np.ndarray
@@ -118,10 +118,10 @@ class Judges:
         judges.mean, judges.scale = mean, scale
         return judges
 
-    def look(self, pixels: Tensor) -> Opinion:
+    def look(self, pixels: Tensor) -> Assessment:
         """What every judge says of uint8 images (n, c, h, w)."""
         both = [self._look(network, pixels) for network in self.networks]
-        return Opinion((np.stack([e for e, _ in both]) - self.mean) / self.scale, np.stack([p for _, p in both]))
+        return Assessment((np.stack([e for e, _ in both]) - self.mean) / self.scale, np.stack([p for _, p in both]))
 
     def embed(self, pixels: Tensor) -> np.ndarray:
         """Embeddings (K, n, d) of uint8 images (n, c, h, w)."""

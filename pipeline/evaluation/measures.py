@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.arms import Arm, Material, recipes
+from pipeline.arms import Arm, TrainingData, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Params
 from pipeline.core.manifest import Manifest
@@ -45,7 +45,7 @@ def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[st
     arm = Arm("cas", recipes(params.classifier)[RECIPE], "unfiltered", keeps_real=False)
     seeds, images, targets = params.measure.seeds, val.images(), val.targets(classes).numpy()
     campaign = Campaign(
-        Material.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),
+        TrainingData.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),
         images.numpy(), targets, params.engine,
     )  # fmt: skip
     train_all(campaign, [Run(arm, i, folder / f"{i}.safetensors") for i in range(seeds)])

@@ -1,7 +1,7 @@
 """From trained runs and test rows to numbers: per arm the metrics with intervals, the gains and the verdict.
 
-The rival of `synthetic` is the arm that sees real images alone with the highest validation score, `replay` included: the
-stronger the rival, the more a gain says. Of several generators the primary one is that whose `synthetic` is best on
+The baseline of `synthetic` is the arm that sees real images alone with the highest validation score, `replay` included: the
+stronger the baseline, the more a gain says. Of several generators the primary one is that whose `synthetic` is best on
 validation; those with pretrained weights stand apart, since they may have seen the test images, and are primary only where
 there is no other. Nothing is chosen by test rows.
 """
@@ -24,7 +24,7 @@ from pipeline.classifier import train as classifier
 from pipeline.classifier.selection import read_choice
 from pipeline.config import ENSEMBLE, Params
 from pipeline.core.manifest import Manifest
-from pipeline.evaluation import reference, worth
+from pipeline.evaluation import equivalent, reference
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import strata, verdict
@@ -55,26 +55,26 @@ class Results:
 
 @dataclass(frozen=True)
 class Choices:
-    """What validation chose: the primary family, and each family's rival of `synthetic`."""
+    """What validation chose: the primary family, and each family's baseline of `synthetic`."""
 
     real: Mapping[str, Any]
     families: Mapping[str, Mapping[str, Any]]
     primary: str
-    rivals: Mapping[str, str]
+    baselines: Mapping[str, str]
 
     @classmethod
     def read(cls, runs: Path, families: Sequence[str]) -> Choices:
         """From choice.json of the real-only runs and of each family. Raises DataError where one is missing."""
         real, chosen = read_choice(runs / "real"), {name: read_choice(runs / name) for name in families}
-        rivals = {}
+        baselines = {}
         for name, choice in chosen.items():
             rows = {**real["validation"], "replay": choice["validation"]["replay"]}
-            rivals[name] = max(rows, key=lambda arm: rows[arm]["mean"])
+            baselines[name] = max(rows, key=lambda arm: rows[arm]["mean"])
 
         def rank(name: str) -> tuple[bool, float]:
             return not pretrained(name, families), chosen[name]["validation"]["synthetic"]["mean"]
 
-        return cls(real, chosen, max(chosen, key=rank), rivals)
+        return cls(real, chosen, max(chosen, key=rank), baselines)
 
     def folder(self, runs: Path, family: str, arm: str) -> Path:
         """Where the weights of `arm` lie."""
@@ -113,14 +113,14 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
     settings, seeds = params.evaluate, params.arms.seeds
     choices = Choices.read(runs, params.pools)
-    primary, rival = choices.primary, choices.rivals[choices.primary]
+    primary, baseline = choices.primary, choices.baselines[choices.primary]
     images, targets = test.images(), test.targets(classes).numpy()
     counts = train.counts(classes)
     members = strata(counts.tolist(), settings.tail)
     resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
 
     wanted = [(primary, arm) for arm in [*choices.real["validation"], *choices.families[primary]["validation"]]]
-    wanted += [(f, arm) for f in choices.families if f != primary for arm in dict.fromkeys([choices.rivals[f], "synthetic"])]
+    wanted += [(f, arm) for f in choices.families if f != primary for arm in dict.fromkeys([choices.baselines[f], "synthetic"])]
     unique = {key: choices.folder(runs, *key) for key in wanted}
     predicted = {folder: predictions(folder, seeds, images, targets) for folder in dict.fromkeys(unique.values())}
     plain = reference.probabilities(train, classes, images, params.seed)
@@ -150,34 +150,36 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         return arms[arm].metrics["balanced_accuracy"]
 
     means = {name: float(row["mean"]) for name, row in choices.real["validation"].items()}
-    own = str(choices.real["best_real_arm"])  # what synthetic images are added to; the rival may be `replay`
-    gains = {name: gain(arm, arms[rival]) for name, arm in arms.items() if name != rival}
+    own = str(choices.real["best_real_arm"])  # what synthetic images are added to; the baseline may be `replay`
+    gains = {name: gain(arm, arms[baseline]) for name, arm in arms.items() if name != baseline}
     generators = {}
     for family in choices.families:
-        over = gain(scored[unique[family, "synthetic"]], scored[unique[family, choices.rivals[family]]])
+        over = gain(scored[unique[family, "synthetic"]], scored[unique[family, choices.baselines[family]]])
         generators[family] = {
             "verdict": verdict(over["balanced_accuracy"]),
             "gain": {name: value.json() for name, value in over.items()},
-            "best_real_arm": choices.rivals[family],
+            "baseline": choices.baselines[family],
             "pretrained": pretrained(family, params.generators),
         }
     metrics = {
         "verdict": generators[primary]["verdict"],
         "gain": generators[primary]["gain"],
-        "best_real_arm": rival,
+        "baseline": baseline,
         "generator": primary,
         "generators": generators,
         "arms": {name: table(arm) for name, arm in arms.items()},
         "reference": {name: table(scored[name]) for name in references},
         "decomposition": {
             part: read(accuracy(arm) - accuracy(over)).json() | {"arm": arm, "over": over}
-            for part, (arm, over) in worth.parts(means, own, str(choices.real["teacher"]), recipes(params.classifier)).items()
+            for part, (arm, over) in equivalent.parts(
+                means, own, str(choices.real["teacher"]), recipes(params.classifier)
+            ).items()
         },
     }
     if points := choices.real.get("curve"):
         of_points = [predictions(runs / "real/curve" / str(p["extra"]), seeds, images, targets) for p in points]
         curve = [accuracy(own), *(p.balanced_accuracy(resamples.weights) for p in of_points)]
-        metrics["worth"] = _worth(points, curve, accuracy("synthetic"), resamples, settings.confidence)
+        metrics["equivalent_real_images"] = _worth(points, curve, accuracy("synthetic"), resamples, settings.confidence)
     present = np.unique(targets)
     per_class = {
         metric: {
@@ -214,7 +216,7 @@ def _worth(
     return {
         "curve": [[m, i.estimate, i.low, i.high] for m, i in zip(extra, known, strict=True)],
         "added": [0, *(sum(point["added"]) for point in points)],
-        **worth.in_real_images(extra, np.array(points[-1]["added"]), line, scores, confidence),
+        **equivalent.in_real_images(extra, np.array(points[-1]["added"]), line, scores, confidence),
     }
 
 
@@ -222,11 +224,11 @@ def _choice(choices: Choices) -> dict[str, Any]:
     family = choices.families[choices.primary]
     validation = {**choices.real["validation"], **family["validation"]}
     return {
-        "best_real_arm": choices.rivals[choices.primary],
+        "baseline": choices.baselines[choices.primary],
         "recipe": family["best_real_arm"],
         "teacher": choices.real["teacher"],
         "validation": {arm: row["mean"] for arm, row in validation.items()},
-        **{name: family[name] for name in ("dose", "labels", "grid")},
+        **{name: family[name] for name in ("synthetic_fraction", "labels", "grid")},
     }
 
 
@@ -244,8 +246,10 @@ def _warnings(
             out.append(f"class {name} has {n} independent test groups: its recall, and so the verdict, rests on few")
     if len(set(counts.tolist())) == 1:
         out.append("all classes have the same number of train images: head, middle and tail are not told apart")
-    if family["dose"] == 0:
-        out.append("validation chose dose 0: no synthetic images were used, and `synthetic` is the best real-only arm itself")
+    if family["synthetic_fraction"] == 0:
+        out.append(
+            "validation chose synthetic fraction 0: no synthetic images were used, `synthetic` is the best real-only arm itself"
+        )
     if missing := [classes[c] for c in family["missing"]["short"]]:
         out.append(f"too few accepted images to fill {', '.join(missing)}")
     if missing := [classes[c] for c in family["missing"]["none"]]:
@@ -258,7 +262,7 @@ def _warnings(
             out.append(f"{name} is {PRETRAINED}")
         elif not traits.sources_known:
             out.append(f"{name}: nobody can say whether test images took part in making its images")
-    best = metrics["arms"][metrics["best_real_arm"]]["balanced_accuracy"]["estimate"]
+    best = metrics["arms"][metrics["baseline"]]["balanced_accuracy"]["estimate"]
     for name, row in metrics["reference"].items():
         if row["balanced_accuracy"]["estimate"] > best:
             out.append(f"{name} beats the best real-only arm: the classifier is not tuned to these data")

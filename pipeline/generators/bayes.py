@@ -63,7 +63,7 @@ def posterior(model: GenerativeModel, images: Tensor, n_classes: int, *, seed: i
     return log_likelihoods(model, images, n_classes, seed=seed).softmax(1)
 
 
-def judge(model: GenerativeModel, n_classes: int, seed: int) -> Callable[[Tensor], np.ndarray] | None:
+def classifier(model: GenerativeModel, n_classes: int, seed: int) -> Callable[[Tensor], np.ndarray] | None:
     """`posterior` of this model as a function of uint8 images, float64 (n, k); None where the family has none."""
     if not has_posterior(model):
         return None

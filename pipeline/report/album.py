@@ -142,7 +142,7 @@ def scan(table: Path, classes: Collection[str]) -> Scan:
 
 
 def limits(table: Path, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Limit]:
-    """Value and band of each wanted (sample_id, check) in a verdicts.parquet."""
+    """Value and band of each wanted (sample_id, check) in a checks.parquet."""
     found: dict[tuple[str, str], Limit] = {}
     for part in among(batches([table], ["sample_id", "check", "value", "low", "high"], 65_536), {name for name, _ in wanted}):
         for row in part:

@@ -28,7 +28,7 @@ class Family:
     name: str
     summary: Mapping[str, Any]
     found: Scan
-    verdicts: Path
+    checked: Path
     pool: Path
 
     @property
@@ -130,7 +130,7 @@ def rejections(family: Family, train: Path, budget: Budget) -> list[Check]:
     photographs = album.fetch([train], {c.nearest for items in picks.values() for c in items if c.nearest})
     pictures = album.fetch(parts(family.pool), {c.sample_id for items in picks.values() for c in items})
     wanted = {(c.sample_id, check) for (check, _), items in picks.items() for c in items}
-    limits = album.limits(family.verdicts / "verdicts.parquet", wanted)
+    limits = album.limits(family.checked / "checks.parquet", wanted)
 
     def tiles(check: str, name: str) -> list[Rejected]:
         shown = []

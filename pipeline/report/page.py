@@ -58,7 +58,7 @@ class Sources:
     prepared: Path
     drift: Path
     pools: Path
-    verdicts: Path
+    checked: Path
     measures: Path
     evaluation: Path
     metrics: Path
@@ -98,7 +98,7 @@ def render(sources: Sources, out: Path) -> str:
         strips=shown,
         open_strips=gallery.OPEN,
         worth=tables.beside_each_other([_json(sources.measures / f.name / "measures.json", "measure") for f in families]),
-        discriminative=words.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("best_real_arm"))),
+        discriminative=words.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("baseline"))),
         families=[_family(f, gallery.rejections(f, train, budget), sources, out) for f in families],
         drift=_drift(_json(sources.drift, "drift")),
         classes=_classes(info, rare, _behind(metrics, families)),
@@ -134,11 +134,11 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
 def _families(sources: Sources, classes: list[str], metrics: Mapping[str, Any]) -> list[Family]:
     """The families that were evaluated, the one that validation chose first; what an earlier run left behind is passed over."""
     chosen, evaluated = metrics.get("generator"), metrics.get("generators") or {}
-    names = [p.parent.name for p in sources.verdicts.glob("*/summary.json")]
+    names = [p.parent.name for p in sources.checked.glob("*/summary.json")]
     names = sorted((n for n in names if n in evaluated or not evaluated), key=lambda n: (n != chosen, n))
     found = []
     for name in names:
-        folder = sources.verdicts / name
+        folder = sources.checked / name
         scan = album.scan(folder / "images.parquet", classes)
         found.append(Family(name, _json(folder / "summary.json", "validate"), scan, folder, sources.pools / name))
     return found
@@ -151,7 +151,7 @@ def _behind(metrics: Mapping[str, Any], families: list[Family]) -> list[Family]:
 
 def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: list[Family]) -> dict[str, Any]:
     """What is read first: the verdict in words, its figure, the scores behind it, what to do next."""
-    word, best, choice = metrics.get("verdict"), str(metrics.get("best_real_arm")), details.get("choice", {})
+    word, best, choice = metrics.get("verdict"), str(metrics.get("baseline")), details.get("choice", {})
     if word not in ("gain", "no_gain", "harm"):
         raise DataError(f"verdict {word!r} in metrics.json", expected="gain, no_gain or harm", remedy="run the stage evaluate")
     gains = metrics.get("gain") or {}
@@ -197,21 +197,21 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
             family=chosen,
             accepted=accepted,
             made=made,
-            dose=choice.get("dose"),
+            synthetic_fraction=choice.get("synthetic_fraction"),
             labels=choice.get("labels"),
         ),
     }
 
 
 def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    """Gains, scores and recall, with the reference rows and the rival families."""
-    best, arms, reference = str(metrics.get("best_real_arm")), metrics.get("arms", {}), metrics.get("reference") or {}
+    """Gains, scores and recall, with the reference rows and the families."""
+    best, arms, reference = str(metrics.get("baseline")), metrics.get("arms", {}), metrics.get("reference") or {}
     gains = _gains(sources.metrics.with_name("gains.csv"))
     names, plain = tables.metric_names(arms), tables.metric_names(reference)
     rows, axis = tables.recall(details, best)
-    rivals = metrics.get("generators") or {}
+    families_compared = metrics.get("generators") or {}
     return {
-        "curve": tables.learning_curve(metrics.get("worth") or {}, arms),
+        "curve": tables.learning_curve(metrics.get("equivalent_real_images") or {}, arms),
         "parts": tables.parts(metrics.get("decomposition") or {}),
         "panels": [p for m in ("balanced_accuracy", "tail_recall") if (p := tables.forest(gains, m, best))],
         "arm_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in names],
@@ -222,14 +222,16 @@ def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str
         "recall_axis": axis,
         "open_rows": tables.OPEN_ROWS,
         "rankings": tables.rankings(details, best),
-        "rivals": [
+        "families_compared": [
             (
                 name,
-                str(rival.get("verdict")).replace("_", " "),
-                Interval.of((rival.get("gain") or {}).get("balanced_accuracy")),
-                rival,
+                str(baseline.get("verdict")).replace("_", " "),
+                Interval.of((baseline.get("gain") or {}).get("balanced_accuracy")),
+                baseline,
             )
-            for name, rival in sorted(rivals.items(), key=lambda item: (item[0] != metrics.get("generator"), item[0]))
+            for name, baseline in sorted(
+                families_compared.items(), key=lambda item: (item[0] != metrics.get("generator"), item[0])
+            )
         ],
     }
 
@@ -254,7 +256,7 @@ def _family(family: Family, checks: list[gallery.Check], sources: Sources, out: 
     summary = family.summary
     fidelity = summary.get("fidelity") or {}
     expectations = summary.get("expectations") or {}
-    docs = Path(os.path.relpath(sources.verdicts.parent / "docs" / family.name, out)).as_posix()
+    docs = Path(os.path.relpath(sources.checked.parent / "docs" / family.name, out)).as_posix()
     return {
         "name": family.name,
         "accepted": family.accepted,
@@ -270,7 +272,7 @@ def _family(family: Family, checks: list[gallery.Check], sources: Sources, out: 
         "docs": docs,
         "href": quote(docs) + "/index.html",
         "pool": str(family.pool),
-        "verdicts": str(family.verdicts / "images.parquet"),
+        "checked": str(family.checked / "images.parquet"),
     }
 
 

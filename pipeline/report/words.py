@@ -146,7 +146,7 @@ ARMS = {
     "self_distillation": "what the best recipe's runs say together, learned from varied train images",
     "replay": "control: source images again, in the same numbers",
     "shuffled": "control: the added images with shuffled labels",
-    "again": "control: the best real-only arm with other seeds",
+    "aa_control": "control: the best real-only arm with other seeds",
     "synthetic": "best real-only arm plus accepted images",
     "synthetic_unfiltered": "the same, without the validation gate",
     "synthetic_only": "no real image at all (classification accuracy score)",
@@ -211,7 +211,10 @@ def verdict(word: str, gain: Interval) -> tuple[str, str]:
 
 PARTS = {
     "prior_shift": ("Prior shift", "what a logit offset gives alone, to compare with: no part of the gain"),
-    "regularisation": ("Regularisation", "what the dose and the labels give with train images in the place of new ones"),
+    "regularisation": (
+        "Regularisation",
+        "what the synthetic_fraction and the labels give with train images in the place of new ones",
+    ),
     "new_content": ("New content", "what only the new images give"),
 }
 
@@ -268,14 +271,22 @@ def _drift_reason(reason: Mapping[str, Any]) -> str:
 
 
 def advice(
-    word: str, *, best: str, recipe: str, family: str | None, accepted: int, made: int, dose: float | None, labels: str | None
+    word: str,
+    *,
+    best: str,
+    recipe: str,
+    family: str | None,
+    accepted: int,
+    made: int,
+    synthetic_fraction: float | None,
+    labels: str | None,
 ) -> list[str]:
-    """What to do next; text between backticks is code. `best` is the rival, `recipe` what the synthetic images are added to."""
+    """What to do next; text between backticks is code. `recipe` is what synthetic images were added to."""
     if word == "gain":
         exported = "FAMILY" if family == ENSEMBLE else family  # of the ensemble each family has its own
         how = (
-            f" at dose {dose:g} with {labels} labels, both chosen on validation"
-            if dose is not None and labels is not None
+            f" at a synthetic fraction of {synthetic_fraction:g} with {labels} labels, both chosen on validation"
+            if synthetic_fraction is not None and labels is not None
             else ""
         )
         return [
@@ -300,9 +311,9 @@ def advice(
         ]
     if not accepted:
         return [f"Keep `{best}`: validation accepted no synthetic image.", *better]
-    if dose == 0.0:
+    if synthetic_fraction == 0.0:
         return [
-            f"Keep `{best}`: validation preferred a dose of 0, that is, to leave the synthetic images out.",
+            f"Keep `{best}`: validation preferred a synthetic fraction of 0, that is, to leave the synthetic images out.",
             *better,
         ]
     return [

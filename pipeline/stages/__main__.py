@@ -20,10 +20,10 @@ VERBS = {
     "sample": ["family", "prepared", "reference", "model", "out", "cost"],
     "judges": ["prepared", "out"],
     "validate": ["family", "prepared", "judges", "model", "pool", "out", "docs"],
-    "measure": ["family", "prepared", "model", "pool", "verdicts", "out"],
-    "train": ["family?", "prepared", "pool?", "verdicts?", "real?", "out"],
+    "measure": ["family", "prepared", "model", "pool", "checked", "out"],
+    "train": ["family?", "prepared", "pool?", "checked?", "real?", "out"],
     "evaluate": ["prepared", "runs", "metrics", "gains", "out"],
-    "report": ["prepared", "drift", "pools", "verdicts", "measures", "evaluation", "metrics", "out"],
+    "report": ["prepared", "drift", "pools", "checked", "measures", "evaluation", "metrics", "out"],
 }
 
 

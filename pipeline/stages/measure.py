@@ -12,13 +12,13 @@ from pipeline.evaluation import measures
 from pipeline.generators import registry
 
 
-def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, verdicts: Path, out: Path) -> None:
+def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, checked: Path, out: Path) -> None:
     """Write measures.json into folder `out`."""
     data, fitted = Prepared(prepared), registry.family(family).load(model)
     settings = (params.seed, params.data.flips)
     sections = (params.classifier.model_dump(), params.measure.model_dump(), params.evaluate.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
-    with work.resumable(out, settings, sections, *rows, model, pool, verdicts / "summary.json") as folder:
+    with work.resumable(out, settings, sections, *rows, model, pool, checked / "summary.json") as folder:
         runs = folder / ".runs"
         runs.mkdir(exist_ok=True)
         found = {
@@ -27,7 +27,7 @@ def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, ve
             "likelihood": fitted.traits.likelihood,
             "cas": measures.cas(params, data, Manifest.read(pool), runs),
             **measures.likelihoods(params, data, fitted),
-            **measures.closeness(verdicts / "summary.json"),
+            **measures.closeness(checked / "summary.json"),
             "parameters": measures.parameters(model),
         }
         work.write_json(folder / "measures.json", found)

@@ -14,7 +14,7 @@ def run(
     prepared: Path,
     drift: Path,
     pools: Path,
-    verdicts: Path,
+    checked: Path,
     measures: Path,
     evaluation: Path,
     metrics: Path,
@@ -24,7 +24,7 @@ def run(
 
     `params` decides nothing here: the settings shown are those under which evaluate ran, as it wrote them down.
     """
-    sources = page.Sources(prepared, drift, pools, verdicts, measures, evaluation, metrics)
+    sources = page.Sources(prepared, drift, pools, checked, measures, evaluation, metrics)
     html = page.render(sources, out)
     work.write(out / "index.html", html)
     print(f"report: {out / 'index.html'} ({len(html.encode()) / 1e6:.1f} MB)")

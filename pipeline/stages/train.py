@@ -18,12 +18,12 @@ def run(
     out: Path,
     family: str | None = None,
     pool: Path | None = None,
-    verdicts: Path | None = None,
+    checked: Path | None = None,
     real: Path | None = None,
 ) -> None:
     """Write <arm>/<seed>.safetensors and choice.json into `out`; without a family also curve/<m>/<seed>.safetensors.
 
-    For the family `ensemble`, `pool` and `verdicts` are the folders of all families; nothing is written where it is not wanted.
+    For the family `ensemble`, `pool` and `checked` are the folders of all families; nothing is written where it is not wanted.
     """
     data = Prepared(prepared)
     settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
@@ -34,10 +34,10 @@ def run(
             shared = selection.campaign(params, data)
             selection.real_only(params, selection.with_reserve(params, data, shared) if curve else shared, folder)
         return
-    if pool is None or verdicts is None or real is None:
-        raise InputError(f"train --family {family}", expected="--pool, --verdicts and --real as well")
+    if pool is None or checked is None or real is None:
+        raise InputError(f"train --family {family}", expected="--pool, --checked and --real as well")
     members = params.generators if family == ENSEMBLE else [""]
-    pools, judged = [pool / name for name in members], [verdicts / name / "images.parquet" for name in members]
+    pools, judged = [pool / name for name in members], [checked / name / "images.parquet" for name in members]
     with work.resumable(out, settings, params.sample.fill_to, params.pools, *rows, *pools, *judged, real) as folder:
         if family == ENSEMBLE and family not in params.pools:
             return

@@ -1,4 +1,4 @@
-"""Judge the pool of one family: expectations on its table, checks on its pixels, fidelity and diversity."""
+"""Check the pool of one family: expectations on its table, checks on its pixels, fidelity and diversity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.validation import gate
 
 
 def run(params: Params, family: str, prepared: Path, judges: Path, model: Path, pool: Path, out: Path, docs: Path) -> None:
-    """Write verdicts.parquet, images.parquet and summary.json to `out`, and Data Docs to `docs`.
+    """Write checks.parquet, images.parquet and summary.json to `out`, and Data Docs to `docs`.
 
     With validate.bayes the p(y | x) of `model`, where its family has one, is a judge too.
 
@@ -25,9 +25,9 @@ def run(params: Params, family: str, prepared: Path, judges: Path, model: Path, 
     settings = (family, params.seed, params.data.flips, params.sample.fill_to, params.validate_.model_dump(), data.classes)
     files = (prepared / "train.parquet", prepared / "val.parquet", judges, pool, *([model] if params.validate_.bayes else []))
     kind = registry.family(family)
-    posterior = bayes.judge(kind.load(model), len(data.classes), params.seed) if params.validate_.bayes else None
+    posterior = bayes.classifier(kind.load(model), len(data.classes), params.seed) if params.validate_.bayes else None
     with work.resumable(out, *settings, *files) as folder, work.resumable(docs, *settings, *files) as pages:
-        outcome = gate.judge(
+        outcome = gate.check_pool(
             pool, data.train(), data.val(), Judges.load(judges), data.classes,
             family=family, params=params, out=folder, docs=pages, posterior=posterior,
         )  # fmt: skip

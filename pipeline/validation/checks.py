@@ -37,7 +37,7 @@ from torch import Tensor
 from pipeline import config
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
-from pipeline.encoders.judges import Judges, Opinion
+from pipeline.encoders.judges import Assessment, Judges
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
 CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for
@@ -116,8 +116,8 @@ class Checks:
     def measure(self, pixels: Tensor, targets: np.ndarray) -> Measured:
         """All that is measured of images uint8 (n, c, h, w) with classes (n,), whatever other images the pool holds."""
         said = self.judges.look(pixels)
-        opinions = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
-        agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in opinions]
+        probabilities = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
+        agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in probabilities]
         small = thumbnails(pixels)
         distance, nearest = self._nearest_train(pixels)
         values = {
@@ -226,7 +226,7 @@ class Checks:
             out[c] = share * own + (1 - share) * pooled
         return out
 
-    def _outlier_distance(self, said: Opinion, targets: np.ndarray) -> np.ndarray:
+    def _outlier_distance(self, said: Assessment, targets: np.ndarray) -> np.ndarray:
         out = np.zeros(len(targets))
         for judge, embeddings in enumerate(said.embeddings):
             seen = self.judges.folds != judge

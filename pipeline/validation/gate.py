@@ -1,6 +1,6 @@
 """The gate: every image of a pool through every check, and what came of it.
 
-    verdicts.parquet   sample_id check value low high passed: one row per image and check
+    checks.parquet   sample_id check value low high passed: one row per image and check
     images.parquet     sample_id label accepted reason nearest nearest_distance: one row per image
     summary.json       counts per class, thresholds, fidelity, expectations, warnings
 
@@ -32,7 +32,7 @@ from pipeline.validation.checks import CHECKS, Checks, Measured, Posterior
 
 WEAK = 0.8  # share of wrong labels that judges must recognise for their agreement to be worth something
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
-VERDICTS = pa.schema(
+CHECKED = pa.schema(
     {"sample_id": _TEXT, "check": _TEXT, "value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "passed": _FLAG}
 )  # fmt: skip
 IMAGES = pa.schema(
@@ -48,7 +48,7 @@ class Outcome:
     warnings: list[str]
 
 
-def judge(
+def check_pool(
     pool: Path,
     train: Manifest,
     val: Manifest,
@@ -61,11 +61,11 @@ def judge(
     docs: Path,
     posterior: Posterior | None = None,
 ) -> Outcome:
-    """Judge the shards in folder `pool` and write the three files into `out` and Data Docs into `docs`.
+    """Check the shards in folder `pool` and write the three files into `out` and Data Docs into `docs`.
 
     `train` are the real train rows that the judges were fitted on, `val` the real validation rows against which fidelity is
     measured; `posterior` is one more judge of labels. Where a critical expectation fails, or the pool is empty, no image is
-    judged: the tables are empty.
+    checked: the tables are empty.
     Raises LeakError where `train` holds a row that is not train.
     """
     settings, rows = params.validate_, Manifest.read(pool, columns=[n for n in SCHEMA.names if n != "image"])
@@ -92,7 +92,7 @@ def judge(
         "thresholds": {},
         "fidelity": {},
     }
-    verdicts, judged = VERDICTS.empty_table(), IMAGES.empty_table()
+    checked, accepted = CHECKED.empty_table(), IMAGES.empty_table()
     if len(rows) and not failures:
         checks = Checks(
             train, judges, classes, settings=settings, flips=params.data.flips, seed=params.seed, posterior=posterior
@@ -113,15 +113,15 @@ def judge(
         values: dict[str, np.ndarray] = {n: np.where(form, value, np.nan) for n, value in seen.values.items()}
         values["form"] = form.astype(np.float64)
         passed = np.stack([checks.bands[name].passes(values[name], targets) for name in CHECKS], axis=1)
-        verdicts = _verdicts(rows, checks, values, passed, targets)
-        judged = _images(rows, train, passed, seen, form)
+        checked = _checked(rows, checks, values, passed, targets)
+        accepted = _images(rows, train, passed, seen, form)
         summary["thresholds"] = checks.thresholds()
-        summary["accepted"], summary["rejected"] = _counts(judged, classes)
+        summary["accepted"], summary["rejected"] = _counts(accepted, classes)
         summary["fidelity"] = _fidelity(
             checks, seen, {"": np.asarray(passed.all(1)), "unfiltered_": form}, targets, val, params
         )
-    pq.write_table(verdicts, out / "verdicts.parquet")
-    pq.write_table(judged, out / "images.parquet")
+    pq.write_table(checked, out / "checks.parquet")
+    pq.write_table(accepted, out / "images.parquet")
     work.write_json(out / "summary.json", summary)
     return Outcome(failures, warnings)
 
@@ -160,7 +160,7 @@ def _measure(pool: Path, checks: Checks, classes: Sequence[str]) -> tuple[Measur
     return Measured(values, **rest), np.concatenate(form)
 
 
-def _verdicts(
+def _checked(
     rows: Manifest, checks: Checks, values: dict[str, np.ndarray], passed: np.ndarray, targets: np.ndarray
 ) -> pa.Table:
     def finite(columns: list[np.ndarray]) -> pa.Array:
@@ -175,7 +175,7 @@ def _verdicts(
         "high": finite([checks.bands[name].high[targets] for name in CHECKS]),
         "passed": pa.array(passed.ravel()),
     }
-    return pa.table(columns, schema=VERDICTS)
+    return pa.table(columns, schema=CHECKED)
 
 
 def _images(rows: Manifest, train: Manifest, passed: np.ndarray, seen: Measured, form: np.ndarray) -> pa.Table:
@@ -192,8 +192,8 @@ def _images(rows: Manifest, train: Manifest, passed: np.ndarray, seen: Measured,
     return pa.table(columns, schema=IMAGES)
 
 
-def _counts(judged: pa.Table, classes: Sequence[str]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
-    seen = Counter(zip(judged["label"].to_pylist(), judged["reason"].to_pylist(), strict=True))
+def _counts(rows: pa.Table, classes: Sequence[str]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    seen = Counter(zip(rows["label"].to_pylist(), rows["reason"].to_pylist(), strict=True))
     accepted = {c: seen[c, None] for c in classes}
     return accepted, {c: {check: seen[c, check] for check in CHECKS if seen[c, check]} for c in classes}
 

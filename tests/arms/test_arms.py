@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.digits_project import CLASSES, params, rows
 from pipeline import arms
-from pipeline.arms import Arm, Late, LateRecipe, Material, Recipe, TrainingPlan, recipes, synthetic_arms
+from pipeline.arms import Arm, DeferredRecipe, DeferredSchedule, Recipe, TrainingData, TrainingPlan, recipes, synthetic_arms
 from pipeline.config import REAL_ARMS, SELF_DISTILLATION
 from pipeline.errors import LeakError
 
@@ -37,24 +37,24 @@ def pool(counts: list[int], **columns: list[object]) -> object:
     return rows(images(sum(counts), 100), labels(counts), "train", "synthetic", "s", **columns)
 
 
-def material(counts: list[int] = [0, 8, 8], accepted: np.ndarray | None = None, **columns: list[object]) -> Material:  # noqa: B006
-    return Material.of(train(), CLASSES[:3], pool(counts, **columns), accepted)
+def material(counts: list[int] = [0, 8, 8], accepted: np.ndarray | None = None, **columns: list[object]) -> TrainingData:  # noqa: B006
+    return TrainingData.of(train(), CLASSES[:3], pool(counts, **columns), accepted)
 
 
-def judged(stuff: Material) -> Material:
-    """`stuff` with opinions that tell each row from the others."""
+def judged(stuff: TrainingData) -> TrainingData:
+    """`stuff` with soft_labels that tell each row from the others."""
     r, n = np.random.default_rng(0), len(stuff.pool_targets)
     return replace(
         stuff,
-        pool_opinions=r.dirichlet(np.ones(stuff.n_classes), n),
-        moved=images(6, 150),
-        moved_targets=np.repeat(np.arange(3), 2),
-        moved_opinions=r.dirichlet(np.ones(stuff.n_classes), 6),
+        pool_soft_labels=r.dirichlet(np.ones(stuff.n_classes), n),
+        augmented_images=images(6, 150),
+        augmented_targets=np.repeat(np.arange(3), 2),
+        augmented_soft_labels=r.dirichlet(np.ones(stuff.n_classes), 6),
     )
 
 
-def arm(name: str, recipe: Recipe = Recipe(), dose: float = 0.6, labels: arms.Labels = "hard") -> Arm:  # noqa: B008
-    return synthetic_arms(recipe, dose=dose, labels=labels)[name]
+def arm(name: str, recipe: Recipe = Recipe(), fraction: float = 0.6, labels: arms.Labels = "hard") -> Arm:  # noqa: B008
+    return synthetic_arms(recipe, synthetic_fraction=fraction, labels=labels)[name]
 
 
 def pixels(plan: TrainingPlan) -> list[int]:
@@ -63,7 +63,7 @@ def pixels(plan: TrainingPlan) -> list[int]:
 
 def same(a: object, b: object) -> bool:
     """Whether two plans, or two values of a field of theirs, are equal bit for bit."""
-    if isinstance(a, (TrainingPlan, Late)):
+    if isinstance(a, (TrainingPlan, DeferredSchedule)):
         return all(same(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
 
@@ -90,10 +90,10 @@ def test_only_real_train_rows_and_synthetic_rows_from_them_enter(
     )  # fmt: skip
     fine = (split, origin, pool_split, pool_origin) == ("train", "real", "train", "synthetic")
     if fine and source in (None, "d-train-0", "d-train-10"):
-        assert len(Material.of(real, CLASSES[:3], made).pool_targets) == 4
+        assert len(TrainingData.of(real, CLASSES[:3], made).pool_targets) == 4
     else:
         with pytest.raises(LeakError):
-            Material.of(real, CLASSES[:3], made)
+            TrainingData.of(real, CLASSES[:3], made)
 
 
 def test_a_plan_cannot_say_how_many_steps_there_are() -> None:
@@ -101,7 +101,7 @@ def test_a_plan_cannot_say_how_many_steps_there_are() -> None:
     assert names == {
         "images",
         "targets",
-        "opinions",
+        "soft_labels",
         "weights",
         "draw",
         "transform",
@@ -112,7 +112,7 @@ def test_a_plan_cannot_say_how_many_steps_there_are() -> None:
         "cosine",
         "mix",
         "mix_alpha",
-        "late",
+        "deferred",
     }
 
 
@@ -128,17 +128,19 @@ def test_real_only_arms_hold_each_train_row_once(name: str) -> None:
 PRIOR = np.array(COUNTS) / 11
 
 
-@pytest.mark.parametrize("dose", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
     ("recipe", "prior"), [(Recipe(tau=1.0), PRIOR), (Recipe(), PRIOR), (Recipe(balanced=True), np.full(3, 1 / 3))]
 )
-def test_a_dose_is_a_share_of_the_draws_and_the_rest_are_as_without_it(recipe: Recipe, prior: np.ndarray, dose: float) -> None:
-    plan = arm("synthetic", recipe, dose).build(material(), seed=3)
+def test_a_dose_is_a_share_of_the_draws_and_the_rest_are_as_without_it(
+    recipe: Recipe, prior: np.ndarray, fraction: float
+) -> None:
+    plan = arm("synthetic", recipe, fraction).build(material(), seed=3)
     added = np.asarray(pixels(plan)) >= 100
     draw, targets = plan.draw.numpy(), plan.targets.numpy()
     assert plan.n_added == added.sum() and not added[: len(added) - plan.n_added].any()
-    np.testing.assert_allclose(np.bincount(targets, draw * ~added), (1 - dose) * prior)
-    np.testing.assert_allclose(np.bincount(targets, draw * added), [0.0, dose / 2, dose / 2], atol=1e-12)
+    np.testing.assert_allclose(np.bincount(targets, draw * ~added), (1 - fraction) * prior)
+    np.testing.assert_allclose(np.bincount(targets, draw * added), [0.0, fraction / 2, fraction / 2], atol=1e-12)
     assert all(len(np.unique(draw[(targets == c) & part].round(12))) < 2 for c in range(3) for part in (added, ~added))
     without = Arm("x", recipe).build(material(), 3)
     assert torch.equal(plan.offset, without.offset) and torch.equal(plan.margin, without.margin)
@@ -167,18 +169,18 @@ def test_a_class_with_added_rows_alone_is_as_frequent_as_one_of_one_row() -> Non
 def test_soft_labels_are_the_teachers_opinion_at_the_prior_of_added_rows() -> None:
     stuff = judged(material())
     ours, again = (arm(name, Recipe(tau=1.0), labels="soft").build(stuff, seed=2) for name in ("synthetic", "replay"))
-    assert not ours.opinions[:11].any() and not again.opinions[:11].any()
-    assert stuff.pool_opinions is not None and stuff.moved_opinions is not None
-    np.testing.assert_allclose(ours.opinions[11:], stuff.pool_opinions, rtol=1e-6)
+    assert not ours.soft_labels[:11].any() and not again.soft_labels[:11].any()
+    assert stuff.pool_soft_labels is not None and stuff.augmented_soft_labels is not None
+    np.testing.assert_allclose(ours.soft_labels[11:], stuff.pool_soft_labels, rtol=1e-6)
     # The pool has 8 rows of class 1 and 8 of class 2, of which the moved images have two each.
     assert pixels(again)[11:] == [152, 153] * 4 + [154, 155] * 4
-    np.testing.assert_allclose(again.opinions[11:], stuff.moved_opinions[[2, 3] * 4 + [4, 5] * 4], rtol=1e-6)
+    np.testing.assert_allclose(again.soft_labels[11:], stuff.augmented_soft_labels[[2, 3] * 4 + [4, 5] * 4], rtol=1e-6)
     assert torch.equal(again.targets, ours.targets) and torch.equal(again.draw, ours.draw)
     for tau in (0.0, 1.0):
         plan = arm("synthetic", Recipe(tau=tau), labels="soft").build(stuff, seed=2)
         soft = plan.soft_targets(plan.offsets(plan))
         assert torch.equal(soft[:11], torch.nn.functional.one_hot(plan.targets[:11], 3).float())
-        expected = stuff.pool_opinions * np.exp(plan.added_offset.numpy())
+        expected = stuff.pool_soft_labels * np.exp(plan.added_offset.numpy())
         np.testing.assert_allclose(soft[11:], expected / expected.sum(1, keepdims=True), rtol=1e-5)
 
 
@@ -187,8 +189,8 @@ def test_a_student_neither_moves_nor_mixes() -> None:
     for name in ("synthetic", "synthetic_unfiltered", "replay"):
         plan, hard = (arm(name, recipe, labels=kind).build(stuff, 0) for kind in ("soft", "hard"))
         assert (plan.transform, plan.mix) == ("none", "none") and (hard.transform, hard.mix) == ("affine", "cutmix")
-    for name, dose in (("synthetic", 0.0), ("synthetic_only", 0.6)):
-        plan = arm(name, recipe, dose=dose, labels="soft").build(stuff, 0)
+    for name, fraction in (("synthetic", 0.0), ("synthetic_only", 0.6)):
+        plan = arm(name, recipe, fraction=fraction, labels="soft").build(stuff, 0)
         assert (plan.transform, plan.mix) == ("affine", "cutmix")
 
 
@@ -197,14 +199,14 @@ def test_a_student_has_the_prior_that_its_teacher_ended_with(name: str) -> None:
     """The f that is best for real rows is the same, up to a constant: log p(x | y) + log rho, rho = prior / e^offset."""
     recipe = recipes(CONFIG)[name]
     taught, plan = Arm("x", recipe.student()).build(material(), 0), Arm("x", recipe).build(material(), 0)
-    end = plan.late or plan
+    end = plan.deferred or plan
 
-    def rho(part: TrainingPlan | arms.Late, targets: torch.Tensor) -> np.ndarray:
+    def rho(part: TrainingPlan | arms.DeferredSchedule, targets: torch.Tensor) -> np.ndarray:
         mass = np.bincount(targets, (part.draw * part.weights).numpy(), 3) / np.exp(part.offset.numpy())
         return mass / mass.sum()
 
     np.testing.assert_allclose(rho(taught, taught.targets), rho(end, plan.targets), rtol=1e-5)
-    assert (taught.late, taught.cosine, taught.margin.any().item()) == (None, None, False)
+    assert (taught.deferred, taught.cosine, taught.margin.any().item()) == (None, None, False)
 
 
 DISTILLED = replace(recipes(CONFIG)["cutmix+logit_adjustment"].student(), distilled=0.4)
@@ -214,16 +216,16 @@ def test_self_distillation_gives_a_share_of_the_draws_to_moved_images_with_opini
     stuff = judged(material())
     plan = Arm(SELF_DISTILLATION, DISTILLED).build(stuff, 0)
     assert pixels(plan) == [*range(11), *range(150, 156)] and plan.n_added == 6
-    np.testing.assert_allclose(plan.opinions[11:], stuff.moved_opinions, rtol=1e-6)
+    np.testing.assert_allclose(plan.soft_labels[11:], stuff.augmented_soft_labels, rtol=1e-6)
     np.testing.assert_allclose(plan.draw, [0.6 / 11] * 11 + [0.4 / 6] * 6)
     np.testing.assert_allclose(plan.added_offset, np.log(1 / 3), rtol=1e-6)
-    assert (plan.transform, plan.mix) == ("none", "none") and not plan.opinions[:11].any()
+    assert (plan.transform, plan.mix) == ("none", "none") and not plan.soft_labels[:11].any()
 
 
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_synthetic_images_are_added_to_self_distillation_beside_its_moved_images(labels: arms.Labels) -> None:
     stuff = judged(material([8, 8, 0]))
-    plan = arm("synthetic", DISTILLED, dose=0.25, labels=labels).build(stuff, 0)
+    plan = arm("synthetic", DISTILLED, fraction=0.25, labels=labels).build(stuff, 0)
     shares = [float(part.sum()) for part in (plan.draw[:11], plan.draw[11:17], plan.draw[17:])]
     assert shares == pytest.approx([0.75 * 0.6, 0.75 * 0.4, 0.25]) and plan.n_added == 6 + 16
     # The prior of all that was added: moved images of three classes, synthetic ones of two.
@@ -231,31 +233,33 @@ def test_synthetic_images_are_added_to_self_distillation_beside_its_moved_images
     np.testing.assert_allclose(plan.added_offset, np.log(prior / prior.sum()), rtol=1e-6)
     mass = np.bincount(plan.targets[11:], plan.draw[11:])
     np.testing.assert_allclose(plan.added_offset, np.log(mass / mass.sum()), rtol=1e-6)
-    assert plan.opinions[11:17].any() and bool(plan.opinions[17:].any()) == (labels == "soft")
+    assert plan.soft_labels[11:17].any() and bool(plan.soft_labels[17:].any()) == (labels == "soft")
 
 
 def test_without_an_accepted_image_the_student_is_self_distillation_itself() -> None:
     stuff = judged(material(accepted=np.zeros(16, bool)))
-    ours = arm("synthetic", DISTILLED, dose=0.25, labels="soft").build(stuff, 0)
+    ours = arm("synthetic", DISTILLED, fraction=0.25, labels="soft").build(stuff, 0)
     assert same(ours, Arm(SELF_DISTILLATION, DISTILLED).build(stuff, 0))
 
 
 def test_synthetic_images_alone_are_treated_as_the_teacher_treats_its_own() -> None:
     own = recipes(CONFIG)["cutmix+logit_adjustment"]
-    only = synthetic_arms(DISTILLED, dose=0.25, labels="soft", alone=own)["synthetic_only"].build(judged(material()), 0)
+    only = synthetic_arms(DISTILLED, synthetic_fraction=0.25, labels="soft", alone=own)["synthetic_only"].build(
+        judged(material()), 0
+    )
     assert (only.transform, only.mix) == ("affine", "cutmix") and min(pixels(only)) >= 100 and max(pixels(only)) < 116
 
 
 def test_arms_of_shuffled_labels_alone_have_no_opinions() -> None:
-    assert all(a.labels == "hard" for a in arms.null_arms(Recipe(), dose=0.3).values())
-    assert not arm("synthetic_only", labels="soft").build(judged(material()), 0).opinions.any()
+    assert all(a.labels == "hard" for a in arms.null_arms(Recipe(), synthetic_fraction=0.3).values())
+    assert not arm("synthetic_only", labels="soft").build(judged(material()), 0).soft_labels.any()
 
 
 @pytest.mark.parametrize("name", ["augment+logit_adjustment", "ldam_drw", "crt", "smote"])
 def test_dose_zero_is_the_recipe_itself(name: str) -> None:
     recipe = recipes(CONFIG)[name]
     ours, real = (
-        arm("synthetic", recipe, dose=0.0, labels="soft").build(judged(material()), 5),
+        arm("synthetic", recipe, fraction=0.0, labels="soft").build(judged(material()), 5),
         Arm("x", recipe).build(material(), 5),
     )
     assert same(ours, real)
@@ -284,16 +288,18 @@ def test_replay_adds_train_images_in_the_same_classes_numbers_and_weights() -> N
 
 
 def test_shuffled_labels_keep_the_images_and_the_numbers_of_each_class() -> None:
-    kept, shuffled = (a.build(material(), seed=2) for a in (arm("synthetic"), arms.null_arms(Recipe(), dose=0.6)["shuffled"]))
+    kept, shuffled = (
+        a.build(material(), seed=2) for a in (arm("synthetic"), arms.null_arms(Recipe(), synthetic_fraction=0.6)["shuffled"])
+    )
     assert torch.equal(kept.images, shuffled.images) and torch.equal(kept.targets[:11], shuffled.targets[:11])
     assert torch.equal(kept.targets.bincount(), shuffled.targets.bincount())
     assert not torch.equal(kept.targets, shuffled.targets)
 
 
 def test_the_control_without_a_dose_shuffles_half_of_the_draws() -> None:
-    null = arms.null_arms(Recipe(), dose=0.0)
-    assert null["shuffled"].dose == 0.5 and null["again"].adds == "nothing"
-    assert arms.null_arms(Recipe(), dose=0.3)["shuffled"].dose == 0.3
+    null = arms.null_arms(Recipe(), synthetic_fraction=0.0)
+    assert null["shuffled"].synthetic_fraction == 0.5 and null["aa_control"].adds == "nothing"
+    assert arms.null_arms(Recipe(), synthetic_fraction=0.3)["shuffled"].synthetic_fraction == 0.3
 
 
 def test_replay_takes_the_sources_of_the_row_where_they_are_known() -> None:
@@ -346,7 +352,7 @@ def test_effective_numbers_and_margins_count_the_rows_before_any_is_added() -> N
 
 def test_margins_by_hand() -> None:
     # 16 rows and 1: the fourth root of 16 is 2.
-    stuff = Material.of(rows(images(17), labels([16, 1]), "train"), CLASSES[:3])
+    stuff = TrainingData.of(rows(images(17), labels([16, 1]), "train"), CLASSES[:3])
     margin = Arm("x", Recipe(margin=0.5, cosine=8.0)).build(stuff, 0).margin
     assert margin.tolist() == [2.0, 4.0, 0.0]  # no row, no margin
     assert Arm("x", Recipe(margin=0.5)).build(stuff, 0).margin.tolist() == [0.25, 0.5, 0.0]
@@ -355,16 +361,16 @@ def test_margins_by_hand() -> None:
 
 @pytest.mark.parametrize(("balanced", "beta"), [(True, None), (False, 0.9)])
 def test_a_late_phase_is_the_plan_of_its_own_recipe(balanced: bool, beta: float | None) -> None:
-    late = LateRecipe(0.25, balanced=balanced, beta=beta, head_only=balanced)
-    whole = arm("synthetic", Recipe(tau=1.5, late=late)).build(material(), 0)
+    late = DeferredRecipe(0.25, balanced=balanced, beta=beta, head_only=balanced)
+    whole = arm("synthetic", Recipe(tau=1.5, deferred=late)).build(material(), 0)
     first, second = (
         arm("synthetic", recipe).build(material(), 0)
         for recipe in (Recipe(tau=1.5), Recipe(tau=1.5, balanced=balanced, beta=beta))
     )
-    assert whole.late is not None and whole.late.share == 0.25 and whole.late.head_only is balanced
+    assert whole.deferred is not None and whole.deferred.share == 0.25 and whole.deferred.head_only is balanced
     for name in ("weights", "draw", "offset"):
         assert torch.equal(getattr(whole, name), getattr(first, name))
-        assert torch.equal(getattr(whole.late, name), getattr(second, name))
+        assert torch.equal(getattr(whole.deferred, name), getattr(second, name))
     assert not torch.equal(first.offset, second.offset)
 
 
@@ -372,28 +378,28 @@ def test_a_late_phase_is_the_plan_of_its_own_recipe(balanced: bool, beta: float 
     ("steps", "share", "switch"), [(100, 0.25, 75), (500, 0.2, 400), (1, 0.25, 1), (10, 0.0, 10), (7, 1.0, 0)]
 )
 def test_the_late_phase_takes_its_share_of_the_steps(steps: int, share: float, switch: int) -> None:
-    plan = Arm("x", Recipe(late=LateRecipe(share))).build(material(), 0)
+    plan = Arm("x", Recipe(deferred=DeferredRecipe(share))).build(material(), 0)
     assert plan.switch(steps) == switch
-    assert replace(plan, late=None).switch(steps) == steps
+    assert replace(plan, deferred=None).switch(steps) == steps
 
 
 def test_the_shipped_recipes_are_those_of_their_papers() -> None:
     known, config = recipes(CONFIG), CONFIG
     augment = Recipe(transform=config.augment)
-    assert known["crt"] == replace(augment, late=LateRecipe(config.crt_share, balanced=True, head_only=True))
-    drw = LateRecipe(config.drw_share, beta=config.class_balanced_beta)
-    assert known["ldam_drw"] == replace(augment, margin=config.ldam_margin, cosine=config.cosine_scale, late=drw)
+    assert known["crt"] == replace(augment, deferred=DeferredRecipe(config.crt_share, balanced=True, head_only=True))
+    drw = DeferredRecipe(config.drw_share, beta=config.class_balanced_beta)
+    assert known["ldam_drw"] == replace(augment, margin=config.ldam_margin, cosine=config.cosine_scale, deferred=drw)
     assert known["class_balanced"] == replace(augment, beta=config.class_balanced_beta)
     assert known["cutmix+logit_adjustment"] == replace(known["cutmix"], tau=config.tau)
     assert known["augment+logit_adjustment_strong"].tau == config.tau_strong > config.tau
 
 
-def scattered(counts: list[int], pool: tuple[int, ...] = (0, 0, 0)) -> Material:
+def scattered(counts: list[int], pool: tuple[int, ...] = (0, 0, 0)) -> TrainingData:
     """Random images, several channels."""
     r, none = np.random.default_rng(0), np.zeros(0, np.int64)
     y, p = np.repeat(np.arange(3), counts), np.repeat(np.arange(3), pool)
     real, made = (r.integers(0, 256, (len(t), 3, 4, 4), dtype=np.uint8) for t in (y, p))
-    return Material(3, real, y, made, p, np.ones(len(p), bool), none, np.zeros(len(p) + 1, np.int64))
+    return TrainingData(3, real, y, made, p, np.ones(len(p), bool), none, np.zeros(len(p) + 1, np.int64))
 
 
 def flat(images: torch.Tensor) -> np.ndarray:
@@ -461,7 +467,7 @@ def test_synthetic_and_replay_differ_in_the_added_images_alone(name: str) -> Non
 def test_every_recipe_works_without_real_rows_and_with_a_class_without_rows(name: str) -> None:
     stuff = scattered([8, 3, 2], (0, 4, 1))
     plan = arm("synthetic_only", recipes(CONFIG)[name]).build(stuff, 3)
-    for part in (plan, plan.late or plan):
+    for part in (plan, plan.deferred or plan):
         assert float(part.draw.sum()) == pytest.approx(1.0)
         assert bool((part.weights > 0).all() and part.weights.isfinite().all() and part.offset.isfinite().all())
     assert bool(plan.margin.isfinite().all()) and not (plan.targets == 0).any()
@@ -477,11 +483,11 @@ def reserve(split: str = "reserve", origin: str = "real", counts: list[int] = HE
     return made.take(np.random.default_rng(1).permutation(len(made)))
 
 
-def with_reserve(most: int = 8, seed: int = 0) -> Material:
-    return Material.of(train(), CLASSES[:3]).with_reserve(reserve(), CLASSES[:3], most=most, seed=seed)
+def with_reserve(most: int = 8, seed: int = 0) -> TrainingData:
+    return TrainingData.of(train(), CLASSES[:3]).with_reserve(reserve(), CLASSES[:3], most=most, seed=seed)
 
 
-def extra_rows(m: int, stuff: Material, recipe: Recipe = Recipe()) -> list[tuple[int, int]]:  # noqa: B008
+def extra_rows(m: int, stuff: TrainingData, recipe: Recipe = Recipe()) -> list[tuple[int, int]]:  # noqa: B008
     """(class, grey level) of the rows that an arm of the curve has besides the train rows."""
     plan = Arm("curve", recipe).build(stuff.enlarged(m), 0)
     n = sum(COUNTS)
@@ -512,18 +518,18 @@ def test_the_enlarged_rows_are_the_train_rows_of_which_priors_and_margins_are_ta
 
 @pytest.mark.parametrize("name", list(recipes(CONFIG)))
 def test_without_extra_rows_the_reserve_changes_nothing(name: str) -> None:
-    bare, held = Material.of(train(), CLASSES[:3]), with_reserve()
+    bare, held = TrainingData.of(train(), CLASSES[:3]), with_reserve()
     assert same(Arm(name, recipes(CONFIG)[name]).build(bare, 0), Arm(name, recipes(CONFIG)[name]).build(held, 0))
 
 
 @pytest.mark.parametrize("wrong", [("train", "real"), ("val", "real"), ("test", "real"), ("reserve", "synthetic")])
 def test_a_learning_curve_takes_real_rows_in_reserve_alone(wrong: tuple[str, str]) -> None:
     with pytest.raises(LeakError):
-        Material.of(train(), CLASSES[:3]).with_reserve(reserve(*wrong), CLASSES[:3], most=2, seed=0)
+        TrainingData.of(train(), CLASSES[:3]).with_reserve(reserve(*wrong), CLASSES[:3], most=2, seed=0)
     with pytest.raises(LeakError, match="reserve"):
-        Material.of(reserve(), CLASSES[:3])
+        TrainingData.of(reserve(), CLASSES[:3])
 
 
 def test_a_reserve_without_rows_adds_none() -> None:
-    stuff = Material.of(train(), CLASSES[:3]).with_reserve(reserve(counts=[0, 0, 0]), CLASSES[:3], most=4, seed=0)
+    stuff = TrainingData.of(train(), CLASSES[:3]).with_reserve(reserve(counts=[0, 0, 0]), CLASSES[:3], most=4, seed=0)
     assert stuff.reserve_counts(4).tolist() == [0, 0, 0] and extra_rows(4, stuff) == []

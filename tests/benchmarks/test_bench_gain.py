@@ -16,16 +16,16 @@ from pipeline.errors import InputError
 def project(folder: Path, estimate: float, worth: float | None = None) -> Path:
     interval = {"estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.02}
     metrics = {
-        "verdict": "no_gain", "best_real_arm": "augment", "generator": "vae",
+        "verdict": "no_gain", "baseline": "augment", "generator": "vae",
         "gain": {"balanced_accuracy": interval, "tail_recall": interval},
     }  # fmt: skip
     if worth is not None:
-        metrics["worth"] = {
+        metrics["equivalent_real_images"] = {
             "curve": [[0, 0.8, 0.7, 0.9], [100, 0.9, 0.8, 1.0]], "real_images_per_class": worth, "low": 0.0, "high": 100.0
         }  # fmt: skip
     details = {
         "per_seed": {"augment": {"balanced_accuracy": [0.8, 0.9]}, "synthetic": {"balanced_accuracy": [0.82, 0.93]}},
-        "choice": {"dose": 0.3, "labels": "soft"},
+        "choice": {"synthetic_fraction": 0.3, "labels": "soft"},
     }
     (folder / "data/evaluation").mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -56,7 +56,7 @@ def test_rows_are_those_of_the_project_and_other_data_sets_stay(tmp_path: Path) 
 def test_the_worth_in_real_images_is_a_row_and_a_column(tmp_path: Path, worth: float, said: str) -> None:
     gains, summary = gain.rows("mnist", project(tmp_path / "mnist", 0.01, worth))
     found = {row["metric"]: (row["estimate"], row["low"], row["high"]) for row in summary}
-    assert found["worth_real_images_per_class"] == (worth, 0.0, 100.0) and found["worth_curve_end"] == (100, 100, 100)
+    assert found["equivalent_real_images_per_class"] == (worth, 0.0, 100.0) and found["equivalent_curve_end"] == (100, 100, 100)
     other = gain.rows("digits", project(tmp_path / "digits", 0.02))  # without a curve
     every = [
         gain.merged(tmp_path / "gain.csv", gain.GAIN, gains + other[0]),

@@ -35,7 +35,7 @@ PROCESSES = [
     ("victim", "expected"),
     [
         ("serve", [1]), ("server", [3]), ("cpu worker", [4]), ("gpu worker", [5]), ("run", [6]), ("run of a stage", [7]),
-        ("stage", [9, 11]),
+        ("stage", [11]),
     ],
 )  # fmt: skip
 def test_each_victim_is_found_and_none_is_a_supervisor(victim: str, expected: list[int]) -> None:

@@ -83,7 +83,7 @@ def test_fifty_runs_are_ten_arms_by_five_seeds(tmp_path: Path) -> None:
     shared = packing.campaign(8, 3)
     every = packing.runs(shared, 50, tmp_path)
     assert len({run.file for run in every}) == 50 and {run.number for run in every} == set(range(5))
-    assert np.bincount(shared.material.targets).tolist() == generator.LONG_TAIL
+    assert np.bincount(shared.data.targets).tolist() == generator.LONG_TAIL
     assert packing.fifty(8.0, 4) == 100.0
 
 

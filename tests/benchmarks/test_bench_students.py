@@ -61,19 +61,21 @@ def test_each_plan_is_compared_with_the_recipe_and_the_page_holds_the_table(
 
     def plan(start: str) -> tuple[str, str, bool]:
         shared, run = seen[next(name for name in seen if name.startswith(start))]
-        built = run.arm.build(shared.material, 0)
-        return built.transform, built.mix, bool(built.opinions.any())
+        built = run.arm.build(shared.data, 0)
+        return built.transform, built.mix, bool(built.soft_labels.any())
 
     assert plan("0-") == plan("3-") == ("affine", "cutmix", False)
     assert plan("4-") == ("none", "none", True) and plan("6-") == ("affine", "cutmix", True)
     assert all(plan(f"{i}-") == ("none", "none", True) for i in (1, 2, 7, 8, 9, 10))
-    moved, still = (seen[f"{i}-self_distillation"][0].material for i in (1, 2))
+    moved, still = (seen[f"{i}-self_distillation"][0].data for i in (1, 2))
     own = {image.tobytes() for image in still.images}
-    assert all(image.tobytes() in own for image in still.moved) and not all(image.tobytes() in own for image in moved.moved)
-    first = next(i for i, image in enumerate(still.images) if np.array_equal(image, still.moved[0]))
+    assert all(image.tobytes() in own for image in still.augmented_images) and not all(
+        image.tobytes() in own for image in moved.augmented_images
+    )
+    first = next(i for i, image in enumerate(still.images) if np.array_equal(image, still.augmented_images[0]))
     teacher = [place / "data/runs/real/cutmix+logit_adjustment" / f"{i}.safetensors" for i in range(2)]
     np.testing.assert_allclose(
-        still.moved_opinions[0], students.selection.opinions(teacher, still.images[first : first + 1])[0], rtol=1e-5
+        still.augmented_soft_labels[0], students.selection.soft_labels(teacher, still.images[first : first + 1])[0], rtol=1e-5
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers import digits_project
-from pipeline.arms import Arm, LateRecipe, Material, Recipe, TrainingPlan, recipes
+from pipeline.arms import Arm, DeferredRecipe, Recipe, TrainingData, TrainingPlan, recipes
 from pipeline.classifier import networks, train, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.errors import DataError, Diverged
@@ -22,12 +22,12 @@ CONFIG = digits_project.params(
 COUNTS = np.array([24, 6, 2])
 
 
-def blank(pool: tuple[int, ...] = (0, 0, 0)) -> Material:
+def blank(pool: tuple[int, ...] = (0, 0, 0)) -> TrainingData:
     """Images that say nothing of their class."""
     y, p = np.repeat(np.arange(3), COUNTS), np.repeat(np.arange(3), pool)
     none = np.zeros(0, np.int64)
     grey = [np.full((len(t), 1, 8, 8), 128, np.uint8) for t in (y, p)]
-    return Material(3, grey[0], y, grey[1], p, np.ones(len(p), bool), none, np.zeros(len(p) + 1, np.int64))
+    return TrainingData(3, grey[0], y, grey[1], p, np.ones(len(p), bool), none, np.zeros(len(p) + 1, np.int64))
 
 
 def quiet(_: int) -> None:
@@ -62,7 +62,7 @@ def test_on_images_that_say_nothing_the_prior_is_learned_less_the_adjustment(rec
 
 @pytest.mark.parametrize(("tau", "expected"), [(0.0, COUNTS / 32), (1.0, np.full(3, 1 / 3))])
 def test_added_rows_shift_no_prior(tau: float, expected: np.ndarray) -> None:
-    arm = Arm("x", Recipe(tau=tau), "accepted", dose=0.6)
+    arm = Arm("x", Recipe(tau=tau), "accepted", synthetic_fraction=0.6)
     np.testing.assert_allclose(fitted(arm.build(blank((0, 18, 22)), 0)), expected, atol=0.03)
 
 
@@ -70,8 +70,8 @@ def test_a_teachers_opinion_is_learned_whatever_the_adjustment() -> None:
     opinion = np.array([0.2, 0.3, 0.5])
     for tau in (0.0, 1.0):
         stuff = blank((10, 10, 10))
-        stuff = replace(stuff, pool_opinions=np.tile(opinion, (30, 1)))
-        arm = Arm("x", Recipe(tau=tau), "accepted", dose=1.0, labels="soft")
+        stuff = replace(stuff, pool_soft_labels=np.tile(opinion, (30, 1)))
+        arm = Arm("x", Recipe(tau=tau), "accepted", synthetic_fraction=1.0, labels="soft")
         np.testing.assert_allclose(fitted(arm.build(stuff, 0)), opinion, atol=0.03)
 
 
@@ -79,7 +79,7 @@ def test_each_row_has_the_offset_of_its_part() -> None:
     """Rows are sorted by class for the draw: black real rows and white added ones must each keep their own prior's offset."""
     stuff = blank((10, 10, 10))
     stuff = replace(stuff, images=np.zeros_like(stuff.images), pool_images=np.full_like(stuff.pool_images, 255))
-    plan = Arm("x", Recipe(tau=0.0), "accepted", dose=0.5).build(stuff, 0)
+    plan = Arm("x", Recipe(tau=0.0), "accepted", synthetic_fraction=0.5).build(stuff, 0)
     network = train.fit(plan, CONFIG, seed=0, progress=quiet)
     both = train.predict(network, torch.stack([plan.images[0], plan.images[-1]]))
     np.testing.assert_allclose(both, np.tile(COUNTS / 32, (2, 1)), atol=0.04)
@@ -160,7 +160,7 @@ def test_seeds_are_paired_over_arms(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_global_stream_is_touched() -> None:
     before = torch.get_rng_state()
     train.fit(
-        Arm("x", Recipe(mix="mixup", mix_alpha=0.4, transform="affine", late=LateRecipe(0.5, head_only=True))).build(
+        Arm("x", Recipe(mix="mixup", mix_alpha=0.4, transform="affine", deferred=DeferredRecipe(0.5, head_only=True))).build(
             blank(), 0
         ),
         CONFIG.model_copy(update={"steps": 2}),
@@ -283,8 +283,8 @@ def test_a_cosine_network_is_rebuilt_from_its_file(tmp_path: Path) -> None:
     [
         (Recipe(beta=0.9), COUNTS / (1 - 0.9**COUNTS)),
         (Recipe(beta=0.9, tau=1.0), np.ones(3)),
-        (Recipe(late=LateRecipe(0.5, balanced=True, head_only=True)), np.ones(3)),
-        (Recipe(late=LateRecipe(0.5, beta=0.9)), COUNTS / (1 - 0.9**COUNTS)),
+        (Recipe(deferred=DeferredRecipe(0.5, balanced=True, head_only=True)), np.ones(3)),
+        (Recipe(deferred=DeferredRecipe(0.5, beta=0.9)), COUNTS / (1 - 0.9**COUNTS)),
     ],
 )
 def test_on_images_that_say_nothing_the_weighed_prior_is_learned(recipe: Recipe, expected: np.ndarray) -> None:
@@ -297,8 +297,8 @@ def noisy(recipe: Recipe) -> TrainingPlan:
     return replace(plan, images=torch.randint(0, 256, plan.images.shape, dtype=torch.uint8, generator=torch.Generator()))
 
 
-CRT = Recipe(transform="affine", late=LateRecipe(0.25, balanced=True, head_only=True))
-DRW = Recipe(transform="affine", margin=0.5, cosine=20.0, late=LateRecipe(0.25, beta=0.9))
+CRT = Recipe(transform="affine", deferred=DeferredRecipe(0.25, balanced=True, head_only=True))
+DRW = Recipe(transform="affine", margin=0.5, cosine=20.0, deferred=DeferredRecipe(0.25, beta=0.9))
 SHORT = CONFIG.model_copy(update={"steps": 12})
 
 
@@ -306,7 +306,7 @@ SHORT = CONFIG.model_copy(update={"steps": 12})
 def test_a_late_phase_of_the_last_layer_leaves_the_body_as_the_first_phase_made_it(cosine: float | None) -> None:
     plan = noisy(replace(CRT, cosine=cosine))
     both = train.fit(plan, SHORT, 3, progress=quiet).state_dict()
-    first = train.fit(replace(plan, late=None), SHORT.model_copy(update={"steps": 9}), 3, progress=quiet).state_dict()
+    first = train.fit(replace(plan, deferred=None), SHORT.model_copy(update={"steps": 9}), 3, progress=quiet).state_dict()
     body = [name for name in both if name.startswith("body")]
     assert body and all(torch.equal(both[name], first[name]) for name in body)
     assert all(not torch.equal(both[name], first[name]) for name in set(both) - set(body))
@@ -335,8 +335,8 @@ def test_the_late_phase_begins_at_its_step_with_a_fresh_layer_its_draws_and_a_le
     monkeypatch.setattr(training.Learner, "step", step)
     train.fit(plan, SHORT, 3, progress=quiet)
     order = torch.argsort(plan.targets, stable=True)
-    assert plan.late is not None
-    early, late = plan.draw[order].cumsum(0), plan.late.draw[order].cumsum(0)
+    assert plan.deferred is not None
+    early, late = plan.draw[order].cumsum(0), plan.deferred.draw[order].cumsum(0)
     assert [torch.equal(c, early) for c in seen] == [True] * 9 + [False] * 3
     assert all(torch.equal(c, late) for c in seen[9:])
     assert [k for _, _, k in steps] == [*range(9), 0, 1, 2] and [n for n, _, _ in steps[9:]] == [2] * 3
@@ -361,10 +361,10 @@ def test_deferred_weights_change_at_their_step(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(train, "adjusted_cross_entropy", spy)
     train.fit(plan, SHORT, 3, progress=quiet)
-    assert plan.late is not None
-    late = {c: float(plan.late.weights[plan.targets == c][0]) for c in range(3)}
+    assert plan.deferred is not None
+    late = {c: float(plan.deferred.weights[plan.targets == c][0]) for c in range(3)}
     assert len(set(late.values())) == 3
-    assert scales == pytest.approx([1.0] * 9 + [float((plan.late.draw * plan.late.weights).sum())] * 3)
+    assert scales == pytest.approx([1.0] * 9 + [float((plan.deferred.draw * plan.deferred.weights).sum())] * 3)
     assert abs(scales[-1] - 1) > 0.1
     for k, found in enumerate(seen):
         for c, weights in found.items():
@@ -399,7 +399,7 @@ def test_a_run_that_was_stopped_in_either_phase_ends_with_the_same_weights(
 @pytest.mark.parametrize("size", [8, 64])
 def test_only_the_last_layer_moves_in_its_phase_whatever_the_network(size: int) -> None:
     config = CONFIG.model_copy(update={"network": "auto", "steps": 2, "batch_images": 4})
-    plan = noisy(Recipe(late=LateRecipe(1.0, head_only=True)))
+    plan = noisy(Recipe(deferred=DeferredRecipe(1.0, head_only=True)))
     plan = replace(plan, images=plan.images.repeat_interleave(size // 8, 2).repeat_interleave(size // 8, 3))
     before, after = train.initial(config, (1, size, size), 3, 0), train.fit(plan, config, 0, progress=quiet)
     last, state = networks.head_name(before), after.state_dict()

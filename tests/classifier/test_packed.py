@@ -14,7 +14,7 @@ import pytest
 
 from helpers import digits_project
 from helpers.toy import alive, descendants, until
-from pipeline.arms import Arm, Material, recipes
+from pipeline.arms import Arm, TrainingData, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Engine
 from pipeline.core import weights
@@ -29,7 +29,7 @@ def campaign(workers: int = 2, **settings: object) -> Campaign:
     r = np.random.default_rng(0)
     images, targets = r.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8), np.arange(12) % 3
     none = np.zeros(0, np.int64)
-    material = Material(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
+    material = TrainingData(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
     where = PARAMS.engine.model_copy(update={"workers": workers})
     return Campaign(material, CONFIG.model_copy(update=settings), "none", 0, images, targets, where)
 
@@ -133,8 +133,10 @@ def test_no_worker_outlives_its_parent(number: signal.Signals, tmp_path: Path) -
 
 
 def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
-    run = Run(Arm("synthetic", recipes(CONFIG)["real"], dose=0.5, labels="soft"), 3, tmp_path / "a" / "3.safetensors")
+    run = Run(
+        Arm("synthetic", recipes(CONFIG)["real"], synthetic_fraction=0.5, labels="soft"), 3, tmp_path / "a" / "3.safetensors"
+    )
     train_all(campaign(1), [run])
     card = weights.load(run.file)[1]
-    assert (card["arm"], card["dose"], card["labels"], card["number"]) == ("synthetic", 0.5, "soft", 3)
+    assert (card["arm"], card["synthetic_fraction"], card["labels"], card["number"]) == ("synthetic", 0.5, "soft", 3)
     assert card["classifier"] == CONFIG.model_dump()

@@ -30,10 +30,10 @@ def pool(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     pq.write_table(rows.table.slice(0, 3), folder / "part-00000.parquet")
     pq.write_table(rows.table.slice(3), folder / "part-00001.parquet")
-    verdicts = tmp_path / "data/verdicts/x"
-    verdicts.mkdir(parents=True)
+    checked = tmp_path / "data/checked/x"
+    checked.mkdir(parents=True)
     accepted = pa.table({"sample_id": [f"x-{i}" for i in range(n)], "accepted": [True, False, True, True, True]})
-    pq.write_table(accepted, verdicts / "images.parquet")
+    pq.write_table(accepted, checked / "images.parquet")
     return folder
 
 
@@ -44,34 +44,34 @@ def files(out: Path) -> list[str]:
 @pytest.mark.fault(20, "names of classes in `tailforge export`")
 def test_accepted_images_in_class_folders(pool: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    counts = export.export(pool, tmp_path / "data/verdicts/x", out)
+    counts = export.export(pool, tmp_path / "data/checked/x", out)
     assert files(out) == ["_._up/x-2.png", "a_b-2/x-3.png", "a_b/x-4.png", "cat/x-0.png"]
     assert counts == {"_._up": 1, "a_b-2": 1, "a_b": 1, "cat": 1}
     assert images.decode_png((out / "cat/x-0.png").read_bytes()).tolist() == np.arange(16).reshape(1, 4, 4).tolist()
 
 
-def test_all_images_need_no_verdicts(pool: Path, tmp_path: Path) -> None:
+def test_all_images_need_no_checks(pool: Path, tmp_path: Path) -> None:
     assert sum(export.export(pool, tmp_path / "nowhere", tmp_path / "out", everything=True).values()) == len(LABELS)
 
 
 def test_a_class_whose_images_were_all_rejected_has_an_empty_folder(pool: Path, tmp_path: Path) -> None:
-    verdicts = tmp_path / "data/verdicts/x"
-    pq.write_table(pa.table({"sample_id": ["x-0"], "accepted": [True]}), verdicts / "images.parquet")
-    assert export.export(pool, verdicts, tmp_path / "out") == {"_._up": 0, "a_b-2": 0, "a_b": 0, "cat": 1}
+    checked = tmp_path / "data/checked/x"
+    pq.write_table(pa.table({"sample_id": ["x-0"], "accepted": [True]}), checked / "images.parquet")
+    assert export.export(pool, checked, tmp_path / "out") == {"_._up": 0, "a_b-2": 0, "a_b": 0, "cat": 1}
 
 
 def test_bad_input_leaves_nothing(pool: Path, tmp_path: Path) -> None:
-    out, verdicts = tmp_path / "out", tmp_path / "data/verdicts/x"
+    out, checked = tmp_path / "out", tmp_path / "data/checked/x"
     with pytest.raises(DataError, match="holds no pool"):
-        export.export(tmp_path, verdicts, out)
+        export.export(tmp_path, checked, out)
     with pytest.raises(DataError, match=r"images\.parquet"):
         export.export(pool, tmp_path / "nowhere", out)
     (pool / "part-00001.parquet").write_bytes(b"torn")
     with pytest.raises(DataError, match="part-00001"):
-        export.export(pool, verdicts, out)
+        export.export(pool, checked, out)
     assert not out.exists() and not list(tmp_path.glob(".out*"))
     out.mkdir()
     (out / "mine").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
-        export.export(pool, verdicts, out)
+        export.export(pool, checked, out)
     assert files(out) == ["mine"]

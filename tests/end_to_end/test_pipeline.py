@@ -45,7 +45,7 @@ TINY: dict[str, object] = {
     "arms.seeds": 2,
     "arms.selection_seeds": 1,
     "arms.real": "[real, logit_adjustment]",
-    "arms.doses": "[0.0, 0.5]",
+    "arms.synthetic_fractions": "[0.0, 0.5]",
     "arms.labels": "[soft]",
     "evaluate.bootstrap": 100,
 }

@@ -339,9 +339,9 @@ def test_what_others_wrote(points: Points) -> None:
 
 INTERVAL = {"estimate": 0.01, "low": 0.0, "high": 0.02}
 RELEASE: dict[str, Any] = {
-    "version": 1, "tailforge": "0.2.0", "verdict": "gain", "generator": "naive", "best_real_arm": "augment",
+    "version": 1, "tailforge": "0.2.0", "verdict": "gain", "generator": "naive", "baseline": "augment",
     "gain": {"balanced_accuracy": INTERVAL, "tail_recall": None}, "classes": {"naive": {"cat": {"made": 2, "accepted": 1}}},
-    "outs": {"data/pools/naive": "0" * 32 + ".dir", "data/verdicts/naive": "1" * 32 + ".dir"},
+    "outs": {"data/pools/naive": "0" * 32 + ".dir", "data/checked/naive": "1" * 32 + ".dir"},
 }  # fmt: skip
 FIGURES = {
     "arms": {"augment": {"balanced_accuracy": INTERVAL}, "synthetic": {"balanced_accuracy": INTERVAL, "tail_recall": None}}

@@ -51,9 +51,9 @@ def test_batches_do_not_change_the_answer() -> None:
 def test_the_naive_model_classifies_digits() -> None:
     images, labels = digits()
     model = family("naive")(family("naive").Config(**SETTINGS["naive"]), shape=(1, 8, 8), n_classes=3)
-    judge = bayes.judge(model.fit(images[::2], labels[::2], seed=0), 3, 0)
-    assert judge is not None
-    assert (judge(to_uint8(images[1::2])).argmax(1) == labels[1::2].numpy()).mean() > 0.97
+    classifier = bayes.classifier(model.fit(images[::2], labels[::2], seed=0), 3, 0)
+    assert classifier is not None
+    assert (classifier(to_uint8(images[1::2])).argmax(1) == labels[1::2].numpy()).mean() > 0.97
 
 
 def test_families_without_a_density_have_no_posterior() -> None:
@@ -62,6 +62,6 @@ def test_families_without_a_density_have_no_posterior() -> None:
         kind = family(name)
         model = kind(kind.Config(**SETTINGS[name]), shape=(1, 8, 8), n_classes=3)
         assert bayes.has_posterior(model) == (kind.traits.density in ("explicit", "approximate", "unnormalised"))
-        assert (bayes.judge(model, 3, 0) is not None) == bayes.has_posterior(model)
+        assert (bayes.classifier(model, 3, 0) is not None) == bayes.has_posterior(model)
         able |= {name} if bayes.has_posterior(model) else set()
     assert "naive" in able and "external" not in able

@@ -24,7 +24,13 @@ def params(**sections: dict[str, object]) -> config.Params:
     values = config.read(ROOT / "params.yaml").model_dump(by_alias=True)
     values["generators"] = ["naive"]
     values["classifier"] |= SHORT
-    values["arms"] |= {"doses": [0.0, 0.5], "labels": ["soft"], "seeds": 2, "selection_seeds": 1, "real": ["real", "augment"]}
+    values["arms"] |= {
+        "synthetic_fractions": [0.0, 0.5],
+        "labels": ["soft"],
+        "seeds": 2,
+        "selection_seeds": 1,
+        "real": ["real", "augment"],
+    }
     for name, changed in sections.items():
         values[name] = values[name] | changed if isinstance(values[name], dict) else changed
     return config.Params.model_validate(values)
@@ -55,7 +61,7 @@ RESERVE = [0, 2, *[6] * 8]  # of each class
 
 
 def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int = 20, pool: int = 12) -> Path:
-    """Lay prepared/, pools/naive/ and verdicts/naive/ under `folder`; every fifth image of the pool is rejected."""
+    """Lay prepared/, pools/naive/ and checked/naive/ under `folder`; every fifth image of the pool is rejected."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -69,7 +75,7 @@ def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int
             parts[name].append(part)
     (folder / "prepared").mkdir(parents=True)
     (folder / "pools/naive").mkdir(parents=True)
-    (folder / "verdicts/naive").mkdir(parents=True)
+    (folder / "checked/naive").mkdir(parents=True)
     for name, chosen in parts.items():
         index = np.concatenate(chosen)
         labels = [str(c) for c in digits.target[index]]
@@ -78,12 +84,12 @@ def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int
             made.table, folder / ("pools/naive/part-00000.parquet" if name == "pool" else f"prepared/{name}.parquet")
         )
         if name == "pool":
-            verdicts = {
+            checked = {
                 "sample_id": made.column("sample_id"),
                 "label": labels,
                 "accepted": [i % 5 > 0 for i in range(len(index))],
             }
-            pq.write_table(pa.table(verdicts), folder / "verdicts/naive/images.parquet")
+            pq.write_table(pa.table(checked), folder / "checked/naive/images.parquet")
     info = {"classes": CLASSES, "image_size": 8, "channels": 1, "groups_known": False}
     work.write(folder / "prepared/dataset.json", json.dumps(info))
     work.write(folder / "prepared/inputs.json", json.dumps(dict.fromkeys(config.FAMILIES)))

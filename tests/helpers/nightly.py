@@ -36,9 +36,9 @@ stages:
     params: ["${item.family}"]
     outs: ["data/models/${item.family}"]
   evaluate:
-    cmd: rm -rf data/pools data/verdicts data/runs && cp -r source/data source/metrics.json source/gains.csv .
+    cmd: rm -rf data/pools data/checked data/runs && cp -r source/data source/metrics.json source/gains.csv .
     deps: [data/models]
-    outs: [data/pools/naive, data/verdicts/naive, data/runs/naive, data/runs/real]
+    outs: [data/pools/naive, data/checked/naive, data/runs/naive, data/runs/real]
     metrics:
       - metrics.json: {cache: false}
       - gains.csv: {cache: false}

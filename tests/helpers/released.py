@@ -21,10 +21,10 @@ Pool = Mapping[str, tuple[str, int, bool]]  # {sample_id: (class, what the pixel
 DVC_YAML = """\
 stages:
   make:
-    cmd: rm -rf data/pools data/verdicts data/runs && cp -r source/. .
+    cmd: rm -rf data/pools data/checked data/runs && cp -r source/. .
     deps: [source]
     params: [seed]
-    outs: [data/pools/naive, data/verdicts/naive, data/runs/naive, data/runs/real]
+    outs: [data/pools/naive, data/checked/naive, data/runs/naive, data/runs/real]
     metrics:
       - metrics.json: {cache: false}
       - gains.csv: {cache: false}
@@ -50,10 +50,10 @@ def pixels(shown: int) -> np.ndarray:
 
 
 def fill(folder: Path, pool: Pool, verdict: str, estimate: float = 0.01) -> None:
-    """Lay in `source/` a pool, its verdicts and metrics with this verdict."""
+    """Lay in `source/` a pool, what the checks say of it and metrics with this verdict."""
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
-    for place in ("pools/naive", "verdicts/naive", "runs/naive", "runs/real"):
+    for place in ("pools/naive", "checked/naive", "runs/naive", "runs/real"):
         (source / "data" / place).mkdir(parents=True)
     shown = [pixels(value) for _, value, _ in pool.values()]
     n = len(pool)
@@ -65,13 +65,13 @@ def fill(folder: Path, pool: Pool, verdict: str, estimate: float = 0.01) -> None
     pq.write_table(rows.table.slice(0, 3), source / "data/pools/naive/part-00000.parquet")
     pq.write_table(rows.table.slice(3), source / "data/pools/naive/part-00001.parquet")
     judged = {"sample_id": list(pool), "accepted": [accepted for _, _, accepted in pool.values()]}
-    pq.write_table(pa.table(judged), source / "data/verdicts/naive/images.parquet")
+    pq.write_table(pa.table(judged), source / "data/checked/naive/images.parquet")
     for place in ("naive", "real"):
         (source / "data/runs" / place / "0.safetensors").write_text(f"{place} {estimate}")
     value = {"estimate": estimate, "low": estimate - 0.005, "high": estimate + 0.005}
     both = {"balanced_accuracy": value, "tail_recall": value}
     metrics = {
-        "verdict": verdict, "generator": "naive", "best_real_arm": "augment", "gain": both,
+        "verdict": verdict, "generator": "naive", "baseline": "augment", "gain": both,
         "arms": {"augment": both, "synthetic": both},
     }  # fmt: skip
     (source / "metrics.json").write_text(json.dumps(metrics))

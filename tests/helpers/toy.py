@@ -67,7 +67,7 @@ else:
     value = {"estimate": 0.75, "low": 0.5, "high": 1.0}
     both = {"balanced_accuracy": value, "tail_recall": value}
     Path("metrics.json").write_text(json.dumps(
-        {"verdict": "no_gain", "best_real_arm": "real", "gain": both, "arms": {"real": both, "synthetic": both}}))
+        {"verdict": "no_gain", "baseline": "real", "gain": both, "arms": {"real": both, "synthetic": both}}))
 """
 
 

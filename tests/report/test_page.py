@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from conftest import BEST, Project, drift
+from helpers.report_project import BEST, Project, drift
 from pipeline.errors import DataError
 from pipeline.report import album, gallery, page
 from pipeline.report.words import clip
@@ -146,14 +146,17 @@ def test_the_worth_in_real_images_stands_beneath_the_verdict_and_with_its_curve(
     assert text.index(f"The synthetic images are {said}.") < text.index("What to do next")
     assert f"{said}, 222 in all: with so many more the best real-only arm would score the same." in text
     assert f'aria-label="learning curve: synthetic images are {said}"' in html
-    project.change("metrics.json", lambda m: m["worth"].update(real_images_per_class=100.0, beyond=True, real_images=900.0))
+    project.change(
+        "metrics.json",
+        lambda m: m["equivalent_real_images"].update(real_images_per_class=100.0, beyond=True, real_images=900.0),
+    )
     text = plain(project.render())
     assert "worth more than 100 real images a class [4.3, more than 100], more than 900 in all: with so many" in text
     nothing = {"real_images_per_class": 0.0, "low": 0.0, "beyond": False, "real_images": 0.0}
-    project.change("metrics.json", lambda m: m["worth"].update(nothing))
+    project.change("metrics.json", lambda m: m["equivalent_real_images"].update(nothing))
     text = plain(project.render())
     assert "worth no real images a class [0, more than 100]." in text and "in all:" not in text
-    project.change("metrics.json", lambda m: m.pop("worth"))
+    project.change("metrics.json", lambda m: m.pop("equivalent_real_images"))
     assert "real images a class" not in plain(project.render())
 
 
@@ -203,7 +206,7 @@ def test_recall_of_each_class_stands_beside_its_train_images(make: Make) -> None
 def test_a_strip_shows_the_images_and_their_neighbours(make: Make) -> None:
     project = make()
     html = project.render()
-    judged = pq.read_table(project.path("data/verdicts/flow_matching/images.parquet")).to_pylist()
+    judged = pq.read_table(project.path("data/checked/flow_matching/images.parquet")).to_pylist()
     pool = pq.read_table(project.path("data/pools/flow_matching")).to_pylist()
     stored = {row["sample_id"]: np.asarray(Image.open(io.BytesIO(row["image"]))) for row in pool}
     stored |= {name: picture[0] for name, picture in project.pixels.items()}
@@ -300,7 +303,7 @@ def test_names_from_the_data_are_text(make: Make) -> None:
         summary["warnings"] = PAYLOADS
         summary["fidelity"] = {PAYLOADS[0]: {"estimate": 1.0, "low": None, "high": None, "warning": PAYLOADS[1]}}
 
-    project.change("data/verdicts/flow_matching/summary.json", spoil)
+    project.change("data/checked/flow_matching/summary.json", spoil)
     html = project.render()
     reader = Reader(html)
     allowed = {"html", "head", "meta", "title", "style", "body", "main", "nav", "section", "div", "span", "p", "b", "br", "a"}
@@ -370,7 +373,7 @@ def test_images_are_read_in_a_stream(make: Make) -> None:
         "page.render(page.Sources(*map(Path, sys.argv[1:])), Path('report'));"
         "print(pyarrow.default_memory_pool().max_memory())"
     )
-    folders = [f"data/{name}" for name in ("prepared", "drift.json", "pools", "verdicts", "measures", "evaluation")]
+    folders = [f"data/{name}" for name in ("prepared", "drift.json", "pools", "checked", "measures", "evaluation")]
     places = [project.path(p) for p in (*folders, "metrics.json")]
     done = subprocess.run([sys.executable, "-c", script, *places], capture_output=True, text=True, check=True)
     assert 1e5 < int(done.stdout) < 120e6
@@ -386,24 +389,24 @@ def test_large_images_become_thumbnails() -> None:
 
 
 def nothing_rejected(project: Project) -> str:
-    path = project.path("data/verdicts/flow_matching/images.parquet")
+    path = project.path("data/checked/flow_matching/images.parquet")
     rows = [row | {"accepted": True, "reason": None} for row in pq.read_table(path).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
     return "No image of flow_matching was rejected."
 
 
 def nothing_accepted(project: Project) -> str:
-    path = project.path("data/verdicts/flow_matching/images.parquet")
+    path = project.path("data/checked/flow_matching/images.parquet")
     rows = [row | {"accepted": False, "reason": "blank", "nearest": None} for row in pq.read_table(path).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
-    project.change("data/verdicts/flow_matching/summary.json", lambda s: s.update(fidelity={}, expectations={}))
+    project.change("data/checked/flow_matching/summary.json", lambda s: s.update(fidelity={}, expectations={}))
     project.change("metrics.json", lambda m: m.update(verdict="no_gain"))
     return "validation accepted no synthetic image"
 
 
 def nothing_judged(project: Project) -> str:
-    for name in ("images", "verdicts"):
-        path = project.path(f"data/verdicts/flow_matching/{name}.parquet")
+    for name in ("images", "checks"):
+        path = project.path(f"data/checked/flow_matching/{name}.parquet")
         pq.write_table(pq.read_schema(path).empty_table(), path)
     return "Not one of the 228 images of flow_matching was judged"
 
@@ -411,10 +414,10 @@ def nothing_judged(project: Project) -> str:
 def nothing_made(project: Project) -> str:
     for path in project.path("data/pools/flow_matching").iterdir():
         path.unlink()
-    for name in ("images", "verdicts"):
-        path = project.path(f"data/verdicts/flow_matching/{name}.parquet")
+    for name in ("images", "checks"):
+        path = project.path(f"data/checked/flow_matching/{name}.parquet")
         pq.write_table(pq.read_schema(path).empty_table(), path)
-    project.change("data/verdicts/flow_matching/summary.json", lambda s: s.update(n=0))
+    project.change("data/checked/flow_matching/summary.json", lambda s: s.update(n=0))
     project.change("metrics.json", lambda m: m.update(verdict="no_gain", gain={}, generators={}, reference={}))
     return "no synthetic image was made"
 
@@ -440,7 +443,10 @@ def nothing_rare(project: Project) -> str:
 
 def nothing_but_the_verdict(project: Project) -> str:
     project.change(
-        "metrics.json", lambda m: [m.pop(k) for k in ("arms", "reference", "generators", "generator", "worth", "decomposition")]
+        "metrics.json",
+        lambda m: [
+            m.pop(k) for k in ("arms", "reference", "generators", "generator", "equivalent_real_images", "decomposition")
+        ],
     )
     project.change(
         "data/evaluation/details.json",
@@ -485,8 +491,8 @@ def test_two_classes_and_one(make: Make) -> None:
         "data/prepared/dataset.json",
         "data/drift.json",
         "data/prepared/train.parquet",
-        "data/verdicts/flow_matching/images.parquet",
-        "data/verdicts/flow_matching/verdicts.parquet",
+        "data/checked/flow_matching/images.parquet",
+        "data/checked/flow_matching/checks.parquet",
         "data/pools/flow_matching/part-00001.parquet",
     ],
 )
@@ -503,7 +509,7 @@ def test_a_torn_file_is_named_and_the_old_report_stays(make: Make, name: str) ->
 
 def test_a_table_of_another_form_is_refused(make: Make) -> None:
     project = make()
-    path = project.path("data/verdicts/flow_matching/images.parquet")
+    path = project.path("data/checked/flow_matching/images.parquet")
     pq.write_table(pq.read_table(path).drop_columns(["nearest"]), path)
     with pytest.raises(DataError, match="no column nearest"):
         project.render()

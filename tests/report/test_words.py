@@ -69,19 +69,26 @@ def test_text_of_any_length_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "accepted", "made", "dose", "said"),
+    ("word", "accepted", "made", "synthetic_fraction", "said"),
     [
         ("gain", 9, 12, 1.0, "tailforge export naive --out FOLDER"),
         ("harm", 9, 12, 1.0, "do not train with these images"),
         ("no_gain", 9, 12, 1.0, "the interval holds both gain and loss"),
-        ("no_gain", 9, 12, 0.0, "a dose of 0"),
+        ("no_gain", 9, 12, 0.0, "a synthetic fraction of 0"),
         ("no_gain", 0, 12, None, "accepted no synthetic image"),
         ("no_gain", 0, 0, None, "no synthetic image was made"),
     ],
 )
-def test_advice_follows_the_reason(word: str, accepted: int, made: int, dose: float | None, said: str) -> None:
+def test_advice_follows_the_reason(word: str, accepted: int, made: int, synthetic_fraction: float | None, said: str) -> None:
     told = words.advice(
-        word, best="mixup", recipe="mixup", family="naive", accepted=accepted, made=made, dose=dose, labels=None
+        word,
+        best="mixup",
+        recipe="mixup",
+        family="naive",
+        accepted=accepted,
+        made=made,
+        synthetic_fraction=synthetic_fraction,
+        labels=None,
     )
     assert said in " ".join(told)
     assert "mixup" in " ".join(told)

@@ -42,7 +42,7 @@ class Project:
 
     def family(self, params: config.Params, name: str = "naive") -> dict[str, Any]:
         member = name if (self.folder / "pools" / name).exists() else "naive"
-        pools = (self.folder / "pools" / member, self.folder / "verdicts" / member)
+        pools = (self.folder / "pools" / member, self.folder / "checked" / member)
         train.run(params, self.prepared, self.runs / name, name, *pools, self.runs / "real")
         return dict(json.loads((self.runs / name / "choice.json").read_text()))
 
@@ -95,15 +95,15 @@ def test_null_controls_are_the_best_arm_with_other_seeds_and_shuffled_labels(pro
     params = digits_project.params(arms={"null_controls": True}, evaluate={"bootstrap": 100})
     best = project.real(params)["best_real_arm"]
     chosen = project.family(params)
-    assert {"again", "shuffled"} <= set(chosen["validation"])
-    cards = [weights.load(project.runs / "naive/again" / f"{i}.safetensors")[1] for i in range(2)]
-    assert [card["number"] for card in cards] == [2, 3] and {card["dose"] for card in cards} == {0.0}
+    assert {"aa_control", "shuffled"} <= set(chosen["validation"])
+    cards = [weights.load(project.runs / "naive/aa_control" / f"{i}.safetensors")[1] for i in range(2)]
+    assert [card["number"] for card in cards] == [2, 3] and {card["synthetic_fraction"] for card in cards} == {0.0}
     recipe = weights.load(project.runs / "real" / best / "0.safetensors")
     assert {name: value.shape for name, value in recipe[0].items()} == {
-        name: value.shape for name, value in weights.load(project.runs / "naive/again/0.safetensors")[0].items()
+        name: value.shape for name, value in weights.load(project.runs / "naive/aa_control/0.safetensors")[0].items()
     }
     metrics, gains, details = project.evaluate(params)
-    assert {"again", "shuffled"} <= {row["arm"] for row in gains}
+    assert {"aa_control", "shuffled"} <= {row["arm"] for row in gains}
     for arm, row in metrics["arms"].items():
         seeds = details["per_seed"][arm]["balanced_accuracy"]
         assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(row["balanced_accuracy"]["estimate"], abs=1e-6)
@@ -115,13 +115,13 @@ def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, mo
     monkeypatch.setattr("pipeline.classifier.selection.train_all", lambda shared, runs: seen.append(shared))
     with pytest.raises(DataError):  # nothing was trained
         project.family(PARAMS)
-    material = seen[0].material
+    material = seen[0].data
     networks = [classifier.load(project.runs / "real" / best / f"{i}.safetensors") for i in range(2)]
-    for images, opinions in (
-        (material.moved, material.moved_opinions), (material.pool_images, material.pool_opinions),
+    for images, soft_labels in (
+        (material.augmented_images, material.augmented_soft_labels), (material.pool_images, material.pool_soft_labels),
     ):  # fmt: skip
         expected = np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0)
-        np.testing.assert_allclose(opinions, expected, rtol=1e-6)
+        np.testing.assert_allclose(soft_labels, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["logit_adjustment", "augment", "cutmix", "mixup"])
@@ -129,8 +129,8 @@ def test_replay_with_opinions_moves_and_mixes_as_the_teachers_recipe_does(name: 
     pool = Manifest.read(project.folder / "pools/naive")
     shared = selection.campaign(PARAMS, Prepared(project.prepared), pool)
     recipe, n = recipes(PARAMS.classifier)[name], PARAMS.classifier.distillation_images
-    moved, targets = selection._moved(shared, recipe)
-    train = shared.material
+    moved, targets = selection._augmented(shared, recipe)
+    train = shared.data
     assert targets.tolist() == np.repeat(np.unique(train.targets), n).tolist()  # equally many of each class
     own = {(image.tobytes(), int(c)) for image, c in zip(train.images, train.targets, strict=True)}
     found = [(image.tobytes(), int(c)) in own for image, c in zip(moved, targets, strict=True)]
@@ -139,9 +139,9 @@ def test_replay_with_opinions_moves_and_mixes_as_the_teachers_recipe_does(name: 
         for c in np.unique(targets):
             often = np.unique(moved[targets == c], axis=0, return_counts=True)[1]
             assert often.max() - often.min() <= 1
-    assert np.array_equal(moved, selection._moved(shared, recipe)[0])
+    assert np.array_equal(moved, selection._augmented(shared, recipe)[0])
     if name == "cutmix":  # most of each image is as without a partner
-        alone = selection._moved(shared, recipes(PARAMS.classifier)["augment"])[0]
+        alone = selection._augmented(shared, recipes(PARAMS.classifier)["augment"])[0]
         assert 0.3 < (np.abs(moved.astype(int) - alone) < 1).mean() < 0.9
 
 
@@ -160,16 +160,16 @@ def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
 
 def test_dose_and_labels_are_the_best_of_the_grid_and_ties_go_to_the_smaller_dose(done: Project) -> None:
     chosen = choice(done, "naive")
-    assert [(g["dose"], g["labels"]) for g in chosen["grid"]] == [(0.0, "hard"), (0.5, "soft")]
-    best = max(chosen["grid"], key=lambda g: (g["score"], -g["dose"]))
-    assert (chosen["dose"], chosen["labels"]) == (best["dose"], best["labels"])
+    assert [(g["synthetic_fraction"], g["labels"]) for g in chosen["grid"]] == [(0.0, "hard"), (0.5, "soft")]
+    best = max(chosen["grid"], key=lambda g: (g["score"], -g["synthetic_fraction"]))
+    assert (chosen["synthetic_fraction"], chosen["labels"]) == (best["synthetic_fraction"], best["labels"])
 
 
 def test_runs_that_the_choice_trained_are_those_of_the_arm(project: Project) -> None:
-    params = digits_project.params(arms={"doses": [0.6], "labels": ["hard"]})
+    params = digits_project.params(arms={"synthetic_fractions": [0.6], "labels": ["hard"]})
     project.real(params)
     chosen = project.family(params)
-    assert (chosen["dose"], chosen["labels"]) == (0.6, "hard")
+    assert (chosen["synthetic_fraction"], chosen["labels"]) == (0.6, "hard")
     assert chosen["grid"][0]["score"] == chosen["validation"]["synthetic"]["scores"][0]
 
 
@@ -179,24 +179,24 @@ def test_when_nothing_helps_dose_zero_is_the_real_recipe(project: Project, monke
     # Every trial of the grid is as good as every other: a tie.
     monkeypatch.setattr("pipeline.classifier.selection._scores", lambda runs: {"scores": [0.5] * len(runs), "mean": 0.5})
     chosen = project.family(params)
-    assert (chosen["dose"], chosen["labels"]) == (0.0, "hard")
+    assert (chosen["synthetic_fraction"], chosen["labels"]) == (0.0, "hard")
     for arm in ("synthetic", "synthetic_unfiltered", "replay"):
         assert contents(project.runs / "naive" / arm) == contents(project.runs / "real" / best)
     metrics, _, details = project.evaluate(params)
     assert metrics["verdict"] == "no_gain"
     assert metrics["gain"]["balanced_accuracy"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
-    assert any("dose 0" in warning for warning in details["warnings"])
+    assert any("synthetic fraction 0" in warning for warning in details["warnings"])
 
 
 @pytest.mark.parametrize("made", [120, 0])
 def test_a_pool_without_an_accepted_image_gives_the_real_recipe(made: int, project: Project) -> None:
     params = digits_project.params(evaluate={"bootstrap": 100}, arms={"real": ["augment"]})
-    file, pool = project.folder / "verdicts/naive/images.parquet", project.folder / "pools/naive/part-00000.parquet"
+    file, pool = project.folder / "checked/naive/images.parquet", project.folder / "pools/naive/part-00000.parquet"
     table = pq.read_table(file)[:made]
     pq.write_table(table.set_column(2, "accepted", [[False] * len(table)]), file)
     pq.write_table(pq.read_table(pool)[:made], pool)
     project.real(params)
-    assert project.family(params)["dose"] == 0.0
+    assert project.family(params)["synthetic_fraction"] == 0.0
     metrics, _, details = project.evaluate(params)
     assert "synthetic_only" not in metrics["arms"] and metrics["verdict"] == "no_gain"
     assert any("no accepted image" in warning for warning in details["warnings"])
@@ -204,7 +204,7 @@ def test_a_pool_without_an_accepted_image_gives_the_real_recipe(made: int, proje
 
 def test_the_ensemble_pools_what_was_accepted_of_all_families(project: Project) -> None:
     both = digits_project.params(
-        generators=["naive", "vae"], arms={"doses": [1.0], "ensemble": True}, evaluate={"bootstrap": 100}
+        generators=["naive", "vae"], arms={"synthetic_fractions": [1.0], "ensemble": True}, evaluate={"bootstrap": 100}
     )  # fmt: skip
     rows = Manifest.read(project.folder / "pools/naive").table
     for n in (2, 6):  # the second family's images are the first's, under names of their own
@@ -212,9 +212,9 @@ def test_the_ensemble_pools_what_was_accepted_of_all_families(project: Project) 
         rows = rows.set_column(
             rows.column_names.index(kind), kind, [[f"vae-{i}" if n == 2 else "vae" for i in range(len(rows))]]
         )
-    verdicts = pq.read_table(project.folder / "verdicts/naive/images.parquet")
-    verdicts = verdicts.set_column(0, "sample_id", [rows["sample_id"].to_pylist()])
-    for folder, table, name in (("pools", rows, "part-00000"), ("verdicts", verdicts, "images")):
+    checked = pq.read_table(project.folder / "checked/naive/images.parquet")
+    checked = checked.set_column(0, "sample_id", [rows["sample_id"].to_pylist()])
+    for folder, table, name in (("pools", rows, "part-00000"), ("checked", checked, "images")):
         (project.folder / folder / "vae").mkdir()
         pq.write_table(table, project.folder / folder / "vae" / f"{name}.parquet")
     project.real(both)
@@ -224,16 +224,16 @@ def test_the_ensemble_pools_what_was_accepted_of_all_families(project: Project) 
     with pytest.MonkeyPatch.context() as patch:
         with_pool = train.selection.with_pool
         patch.setattr(train.selection, "with_pool", lambda p, shared, *rest: seen.append(shared) or with_pool(p, shared, *rest))
-        everything = (project.folder / "pools", project.folder / "verdicts")
+        everything = (project.folder / "pools", project.folder / "checked")
         train.run(both, project.prepared, project.runs / "ensemble", "ensemble", *everything, project.runs / "real")
-    assert len(seen[0].material.pool_targets) == 2 * len(rows)
-    assert int(seen[0].material.accepted.sum()) == 2 * sum(verdicts["accepted"].to_pylist())
+    assert len(seen[0].data.pool_targets) == 2 * len(rows)
+    assert int(seen[0].data.accepted.sum()) == 2 * sum(checked["accepted"].to_pylist())
     metrics, _, _ = project.evaluate(both)
     assert set(metrics["generators"]) == {"naive", "vae", "ensemble"}
 
 
 def test_no_ensemble_is_trained_where_none_is_wanted(project: Project) -> None:
-    everything = (project.folder / "pools", project.folder / "verdicts")
+    everything = (project.folder / "pools", project.folder / "checked")
     project.real(PARAMS)
     for params in (PARAMS, digits_project.params(arms={"ensemble": True})):  # one family is no ensemble
         train.run(params, project.prepared, project.runs / "ensemble", "ensemble", *everything, project.runs / "real")
@@ -259,7 +259,7 @@ def test_a_stage_that_was_killed_goes_on_run_by_run(done: Project, project: Proj
     assert contents(project.runs / "real") == whole
 
 
-CURVE = digits_project.params(arms={"curve": [2, 4, 6, 9], "doses": [0.5]}, evaluate={"bootstrap": 200})
+CURVE = digits_project.params(arms={"curve": [2, 4, 6, 9], "synthetic_fractions": [0.5]}, evaluate={"bootstrap": 200})
 HELD = np.array(digits_project.RESERVE)
 
 
@@ -281,18 +281,20 @@ def test_the_curve_has_every_seed_at_each_point_that_adds_rows(done: Project, cu
     assert len({with_curve[f] for f in extra}) == len(extra)
     for m in (2, 4, 6):
         cards = [weights.load(curved.runs / f"real/curve/{m}/{i}.safetensors")[1] for i in range(2)]
-        assert [(card["arm"], card["number"], card["dose"]) for card in cards] == [(f"curve/{m}", i, 0.0) for i in range(2)]
+        assert [(card["arm"], card["number"], card["synthetic_fraction"]) for card in cards] == [
+            (f"curve/{m}", i, 0.0) for i in range(2)
+        ]
 
 
 def test_a_point_of_the_curve_is_the_recipe_on_the_enlarged_train_set(curved: Project, project: Project) -> None:
     """The rows in reserve put into train.parquet give the same weights, and so the same steps, seeds and priors."""
     import pyarrow as pa
 
-    from pipeline.arms import Material
+    from pipeline.arms import TrainingData
     from pipeline.core.prepared import Prepared
 
     data = Prepared(curved.prepared)
-    held = Material.of(data.train(), data.classes).with_reserve(data.reserve(), data.classes, most=9, seed=0)
+    held = TrainingData.of(data.train(), data.classes).with_reserve(data.reserve(), data.classes, most=9, seed=0)
     chosen = held.enlarged(2).images[len(data.train()) :]
     rows = data.reserve()
     pixels = [image.tobytes() for image in rows.images().numpy()]
@@ -309,7 +311,7 @@ def test_a_point_of_the_curve_is_the_recipe_on_the_enlarged_train_set(curved: Pr
 
 
 TAUGHT = digits_project.params(
-    arms={"real": ["real", "self_distillation", "augment"], "curve": [2], "doses": [0.25], "null_controls": True},
+    arms={"real": ["real", "self_distillation", "augment"], "curve": [2], "synthetic_fractions": [0.25], "null_controls": True},
     evaluate={"bootstrap": 200},
 )
 
@@ -332,10 +334,10 @@ def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taug
     for arm in ("real", "augment"):  # as if there were no student
         assert contents(runs / arm) == contents(done.runs / "real" / arm)
     shared = selection.campaign(TAUGHT, Prepared(taught.prepared))
-    as_they_are = shared.material.images
-    shared = selection.judged(TAUGHT, shared, "augment", runs / "augment")
+    as_they_are = shared.data.images
+    shared = selection.taught(TAUGHT, shared, "augment", runs / "augment")
     known = {image.tobytes() for image in as_they_are}
-    assert not all(image.tobytes() in known for image in shared.material.moved)
+    assert not all(image.tobytes() in known for image in shared.data.augmented_images)
     arm = Arm("self_distillation", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
     assert arm.recipe == replace(recipes(TAUGHT.classifier)["augment"].student(), distilled=0.5)
     run = Run(arm, 1, taught.folder / "again/1.safetensors")
@@ -347,7 +349,7 @@ def test_a_point_of_the_student_s_curve_has_a_teacher_of_the_same_rows(taught: P
     runs, data = taught.runs / "real/curve/2", Prepared(taught.prepared)
     assert set(contents(taught.runs / "real/curve")) == {f"2/{p}{i}.safetensors" for p in ("", "teacher/") for i in range(2)}
     shared = selection.with_reserve(TAUGHT, data, selection.campaign(TAUGHT, data))
-    here = replace(shared, material=shared.material.enlarged(2))
+    here = replace(shared, data=shared.data.enlarged(2))
     teacher = Run(
         Arm("curve/2/teacher", recipes(TAUGHT.classifier)["augment"]), 0, taught.folder / "again/teacher/0.safetensors"
     )
@@ -355,14 +357,14 @@ def test_a_point_of_the_student_s_curve_has_a_teacher_of_the_same_rows(taught: P
     assert teacher.file.read_bytes() == (runs / "teacher/0.safetensors").read_bytes()
     student = Arm("curve/2", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
     run = Run(student, 0, taught.folder / "again/0.safetensors")
-    selection.judged(TAUGHT, here, "augment", runs / "teacher").execute(run, lambda _: None)
+    selection.taught(TAUGHT, here, "augment", runs / "teacher").execute(run, lambda _: None)
     assert run.file.read_bytes() == (runs / "0.safetensors").read_bytes()
 
 
 def test_synthetic_images_alone_are_treated_as_the_teacher_treats_real_ones(taught: Project) -> None:
-    pool, verdicts = (taught.folder / name / "naive" for name in ("pools", "verdicts"))
+    pool, checked = (taught.folder / name / "naive" for name in ("pools", "checked"))
     rows = Manifest.read(pool)
-    accepted = selection.accepted_rows(rows, [verdicts / "images.parquet"])
+    accepted = selection.accepted_rows(rows, [checked / "images.parquet"])
     shared = selection.campaign(TAUGHT, Prepared(taught.prepared), rows, accepted)
     recipe = recipes(TAUGHT.classifier)["augment"]
     run = Run(Arm("synthetic_only", recipe, "accepted", keeps_real=False), 0, taught.folder / "again/only/0.safetensors")
@@ -374,23 +376,28 @@ def test_a_student_needs_its_teacher_for_hard_labels_too(taught: Project, projec
     params = digits_project.params(arms={**TAUGHT.arms.model_dump(), "labels": ["hard"], "curve": []})
     shutil.copytree(taught.runs / "real", project.runs / "real")
     found = project.family(params)
-    assert (found["dose"], found["labels"]) == (0.25, "hard")
+    assert (found["synthetic_fraction"], found["labels"]) == (0.25, "hard")
     assert contents(project.runs / "naive/synthetic") != contents(taught.runs / "naive/synthetic")
 
 
 def test_a_student_s_controls_need_no_accepted_image(taught: Project, project: Project) -> None:
     shutil.copytree(taught.runs / "real", project.runs / "real")
-    file = project.folder / "verdicts/naive/images.parquet"
+    file = project.folder / "checked/naive/images.parquet"
     table = pq.read_table(file)
     rejected = table.set_column(table.schema.get_field_index("accepted"), "accepted", [[False] * len(table)])
     pq.write_table(rejected, file)
     found = project.family(TAUGHT)
-    assert found["dose"] == 0 and set(found["validation"]) == {"synthetic", "synthetic_unfiltered", "replay", "again"}
+    assert found["synthetic_fraction"] == 0 and set(found["validation"]) == {
+        "synthetic",
+        "synthetic_unfiltered",
+        "replay",
+        "aa_control",
+    }
 
 
 def test_synthetic_images_come_beside_the_student_s_and_are_compared_with_it(taught: Project) -> None:
     found = choice(taught, "naive")
-    assert found["best_real_arm"] == "self_distillation" and (found["dose"], found["labels"]) == (0.25, "soft")
+    assert found["best_real_arm"] == "self_distillation" and (found["synthetic_fraction"], found["labels"]) == (0.25, "soft")
     assert not list(taught.runs.rglob("naive/self_distillation"))
     metrics, _, details = taught.evaluate(TAUGHT)
     assert set(metrics["arms"]) == {"real", "augment", "self_distillation", *found["validation"]}
@@ -398,14 +405,14 @@ def test_synthetic_images_come_beside_the_student_s_and_are_compared_with_it(tau
     part = metrics["decomposition"]["regularisation"]
     assert (part["arm"], part["over"]) == ("replay", "self_distillation")
     best = metrics["arms"]["self_distillation"]["balanced_accuracy"]
-    assert metrics["worth"]["curve"][0] == [0, *(best[key] for key in ("estimate", "low", "high"))]
+    assert metrics["equivalent_real_images"]["curve"][0] == [0, *(best[key] for key in ("estimate", "low", "high"))]
 
 
 def test_worth_stands_in_the_metrics(curved: Project) -> None:
     from sklearn.metrics import balanced_accuracy_score
 
     metrics, gains, details = curved.evaluate(CURVE)
-    worth, best = metrics["worth"], choice(curved, "real")["best_real_arm"]
+    worth, best = metrics["equivalent_real_images"], choice(curved, "real")["best_real_arm"]
     assert metrics["arms"][best] != metrics["arms"]["synthetic"]
     assert [point[0] for point in worth["curve"]] == [0, 2, 4, 6]
     assert worth["added"] == [0, *(int(np.minimum(HELD, m).sum()) for m in (2, 4, 6))]
@@ -427,7 +434,7 @@ def test_without_a_curve_nothing_is_trained_opened_or_written(done: Project, pro
     project.family(PARAMS)
     assert contents(project.runs) == contents(done.runs)
     metrics, _, details = project.evaluate(PARAMS)
-    assert "worth" not in metrics and "curve" not in choice(project, "real")
+    assert "equivalent_real_images" not in metrics and "curve" not in choice(project, "real")
     assert not any("curve" in warning for warning in details["warnings"])
 
 
@@ -437,7 +444,7 @@ def test_an_empty_reserve_is_told(project: Project) -> None:
     assert project.real(CURVE)["curve"] == []
     project.family(CURVE)
     metrics, _, details = project.evaluate(CURVE)
-    assert "worth" not in metrics and any("learning curve" in warning for warning in details["warnings"])
+    assert "equivalent_real_images" not in metrics and any("learning curve" in warning for warning in details["warnings"])
 
 
 def test_a_killed_curve_goes_on_run_by_run(curved: Project, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +511,7 @@ def test_metrics_have_the_promised_form(done: Project) -> None:
         for value in row.values():
             assert value["low"] <= value["high"] and all(map(math.isfinite, value.values()))
     assert {(g["arm"], g["metric"]) for g in gains} == {
-        (a, m) for a in metrics["arms"] if a != metrics["best_real_arm"] for m in named
+        (a, m) for a in metrics["arms"] if a != metrics["baseline"] for m in named
     }
     mine = next(g for g in gains if (g["arm"], g["metric"]) == ("synthetic", "balanced_accuracy"))
     assert float(mine["estimate"]) == metrics["gain"]["balanced_accuracy"]["estimate"]
@@ -532,7 +539,7 @@ def test_estimates_are_those_of_sklearn_and_differences_are_paired(done: Project
         recall = np.mean([recall_score(y, g, average=None) for g in guesses], 0)
         assert details["recall"][arm]["9"]["estimate"] == pytest.approx(recall[9], abs=1e-6)
         assert metrics["arms"][arm]["tail_recall"]["estimate"] == pytest.approx(recall[7:].mean(), abs=1e-6)
-    best = metrics["best_real_arm"]
+    best = metrics["baseline"]
     for row in gains:
         if row["metric"] == "balanced_accuracy" and row["arm"] in scores:
             assert float(row["estimate"]) == pytest.approx(scores[row["arm"]] - scores[best], abs=2e-6)
@@ -549,11 +556,11 @@ def test_the_rival_is_the_best_on_validation_with_replay_among_them(done: Projec
     changed["validation"]["replay"]["mean"] = 2.0
     try:
         file.write_text(json.dumps(changed))
-        assert done.evaluate(PARAMS)[0]["best_real_arm"] == "replay"
+        assert done.evaluate(PARAMS)[0]["baseline"] == "replay"
     finally:
         file.write_text(before)
     rows = {**choice(done, "real")["validation"], "replay": choice(done, "naive")["validation"]["replay"]}
-    assert done.evaluate(PARAMS)[0]["best_real_arm"] == max(rows, key=lambda arm: rows[arm]["mean"])
+    assert done.evaluate(PARAMS)[0]["baseline"] == max(rows, key=lambda arm: rows[arm]["mean"])
 
 
 def test_groups_are_resampled_and_not_images(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,10 +610,10 @@ def test_bad_input_is_one_line(done: Project, tmp_path: Path) -> None:
         train.run(PARAMS, done.prepared, tmp_path / "x", "naive")
     with pytest.raises(DataError, match=r"choice\.json"):
         evaluate.run(PARAMS, done.prepared, tmp_path, tmp_path / "m", tmp_path / "g", tmp_path)
-    short = tmp_path / "verdicts"
+    short = tmp_path / "checked"
     short.mkdir()
-    pq.write_table(pq.read_table(done.folder / "verdicts/naive/images.parquet").slice(1), short / "images.parquet")
-    with pytest.raises(DataError, match="no verdict"):
+    pq.write_table(pq.read_table(done.folder / "checked/naive/images.parquet").slice(1), short / "images.parquet")
+    with pytest.raises(DataError, match="lacks"):
         train.run(PARAMS, done.prepared, tmp_path / "x", "naive", done.folder / "pools/naive", short, done.runs / "real")
 
 

@@ -40,11 +40,11 @@ def test_the_worth_in_real_images_is_printed_where_it_was_measured(tmp_path: Pat
     score = {"estimate": 0.9, "low": 0.8, "high": 0.95}
     metrics = {
         "arms": {"synthetic": {"balanced_accuracy": score}}, "gain": {"balanced_accuracy": score}, "verdict": "gain",
-        "best_real_arm": "augment",
+        "baseline": "augment",
     }  # fmt: skip
     worth = {"real_images_per_class": 12.3, "low": 2.0, "high": 30.0, "beyond": False, "high_beyond": True}
     said = "synthetic is worth about 12 real images a class [2.0, more than 30]\n"
-    for value, there in ((metrics, False), (metrics | {"worth": worth}, True)):
+    for value, there in ((metrics, False), (metrics | {"equivalent_real_images": worth}, True)):
         out = io.StringIO()
         running.show(value, tmp_path, out)
         assert (said in out.getvalue()) == there and "report: " in out.getvalue()

@@ -363,7 +363,7 @@ def test_images_in_and_out_add_up(before: dict[str, str], after: dict[str, str])
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 def test_a_fresh_clone_pulls_the_bytes_of_every_release(clone: Path, tmp_path: Path, command: Command, version: str) -> None:
     run(clone, command, OTHER if version == "v2" else FIRST, "harm")  # what the release held, laid elsewhere
-    export.export(clone / "source/data/pools/naive", clone / "source/data/verdicts/naive", tmp_path / "expected")
+    export.export(clone / "source/data/pools/naive", clone / "source/data/checked/naive", tmp_path / "expected")
     for name in ("data", "source", ".dvc/cache"):
         shutil.rmtree(clone / name)
     tags.ask(clone, "checkout", "--quiet", "--", ".")

@@ -61,14 +61,14 @@ def validate(project: Path, family: str = "naive", params: config.Params = PARAM
         data / "judges",
         data / "models" / family,
         data / "pools" / family,
-        data / "verdicts" / family,
+        data / "checked" / family,
         data / "docs" / family,
     )
     return summary(project, family)
 
 
 def summary(project: Path, family: str = "naive") -> dict[str, object]:
-    return dict(json.loads((project / "data/verdicts" / family / "summary.json").read_text()))
+    return dict(json.loads((project / "data/checked" / family / "summary.json").read_text()))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -77,18 +77,18 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_pool_is_judged(project: Path, digits: Digits) -> None:
     told = validate(project)
-    images = pq.read_table(project / "data/verdicts/naive/images.parquet").to_pandas()
-    verdicts = pq.read_table(project / "data/verdicts/naive/verdicts.parquet").to_pandas()
+    images = pq.read_table(project / "data/checked/naive/images.parquet").to_pandas()
+    checks = pq.read_table(project / "data/checked/naive/checks.parquet").to_pandas()
     assert images["accepted"][:60].mean() > 0.85
     assert images["reason"][60:66].tolist() == ["copy"] * 6
     assert images["nearest"][60:66].tolist() == [f"train-{i}" for i in range(6)]
     assert not images["accepted"][66:].any()
     assert images["reason"][71:].tolist() == ["form"] * 3
     assert images["reason"].isna().equals(images["accepted"])
-    assert len(verdicts) == len(images) * len(CHECKS)
-    whole = verdicts.groupby("sample_id", sort=False)["passed"].all()
+    assert len(checks) == len(images) * len(CHECKS)
+    whole = checks.groupby("sample_id", sort=False)["passed"].all()
     assert whole.tolist() == images["accepted"].tolist()
-    copy = verdicts[(verdicts["check"] == "copy") & ~verdicts["passed"] & verdicts["value"].notna()]
+    copy = checks[(checks["check"] == "copy") & ~checks["passed"] & checks["value"].notna()]
     assert (copy["value"] < copy["low"]).all() and copy["high"].isna().all()
     assert told["n"] == 74 and told["unknown_sources"] is False and told["expectations"]["success"] in (True, False)
     counted = sum(told["accepted"].values()) + sum(n for by in told["rejected"].values() for n in by.values())
@@ -110,9 +110,9 @@ def test_weak_judges_are_warned_of(project: Path, digits: Digits) -> None:
 
 def test_equal_inputs_give_equal_bytes(project: Path) -> None:
     validate(project)
-    first = tree(project / "data/verdicts") | tree(project / "data/docs")
+    first = tree(project / "data/checked") | tree(project / "data/docs")
     validate(project)
-    assert tree(project / "data/verdicts") | tree(project / "data/docs") == first
+    assert tree(project / "data/checked") | tree(project / "data/docs") == first
 
 
 def test_a_critical_failure_ends_the_stage_when_all_is_written(
@@ -129,7 +129,7 @@ def test_a_critical_failure_ends_the_stage_when_all_is_written(
     assert "sources_in_train" in line and "naive-0" in line
     told = summary(project)
     assert told["expectations"]["success"] is False and sum(told["accepted"].values()) == 0
-    assert pq.read_table(project / "data/verdicts/naive/images.parquet").num_rows == 0
+    assert pq.read_table(project / "data/checked/naive/images.parquet").num_rows == 0
     assert (project / "data/docs/naive/index.html").exists()
 
 
@@ -186,8 +186,8 @@ def test_the_models_own_posterior_is_one_more_judge(project: Path, digits: Digit
     model.fit(to_float(images), (targets + 1) % len(CLASSES), seed=0).save(project / "data/models/naive")  # wrong labels
 
     def agreement() -> np.ndarray:
-        verdicts = pq.read_table(project / "data/verdicts/naive/verdicts.parquet").to_pandas()
-        return np.asarray(verdicts["value"][verdicts["check"] == "label"])[:60]
+        checks = pq.read_table(project / "data/checked/naive/checks.parquet").to_pandas()
+        return np.asarray(checks["value"][checks["check"] == "label"])[:60]
 
     validate(project)
     alone = agreement()

@@ -15,7 +15,7 @@ a worth that is larger: the end of the interval is open then.
 **In parts.** Differences of two arms each, paired:
 
     prior_shift      a recipe with a logit offset minus the same without: what moving decisions towards rare classes gives alone
-    regularisation   `replay` minus the best real-only arm: what the dose and the labels give with no new image
+    regularisation   `replay` minus the best real-only arm: what the synthetic fraction and the labels give with no new image
     new_content      `synthetic` minus `replay`: what only new images give
 
 The last two add up to `synthetic` minus the best real-only arm. The first is no part of that difference, since added rows shift

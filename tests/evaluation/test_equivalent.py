@@ -8,7 +8,7 @@ import pytest
 from helpers.digits_project import params
 from pipeline.arms import recipes
 from pipeline.config import SELF_DISTILLATION
-from pipeline.evaluation import worth
+from pipeline.evaluation import equivalent
 from pipeline.evaluation.intervals import interval, resample, resampled
 from pipeline.evaluation.verdict import verdict
 
@@ -16,7 +16,7 @@ EXTRA = [0, 10, 100]
 
 
 def one(curve: list[float], score: float, extra: list[int] = EXTRA) -> tuple[float, bool]:
-    m, beyond = worth.reached(extra, np.array([curve]), np.array([score]))
+    m, beyond = equivalent.reached(extra, np.array([curve]), np.array([score]))
     return float(m[0]), bool(beyond[0])
 
 
@@ -25,7 +25,7 @@ def test_isotonic_regression_is_that_of_sklearn() -> None:
 
     values = np.random.default_rng(0).normal(0, 1, (200, 6)) + np.linspace(0, 2, 6)
     expected = [IsotonicRegression().fit_transform(np.arange(6), row) for row in values]
-    np.testing.assert_allclose(worth.non_decreasing(values), expected, atol=1e-12)
+    np.testing.assert_allclose(equivalent.non_decreasing(values), expected, atol=1e-12)
 
 
 def test_on_a_line_the_worth_is_the_slope_s() -> None:
@@ -62,7 +62,7 @@ def found(shifts: list[float], of_synthetic: np.ndarray | float, confidence: flo
     shared, seeds = draws()
     line = np.stack([resampled(shared + shift, seeds, confidence) for shift in shifts], 1)
     scores = resampled(shared + of_synthetic, seeds, confidence)
-    return worth.in_real_images(EXTRA, np.array(added), line, scores, confidence)
+    return equivalent.in_real_images(EXTRA, np.array(added), line, scores, confidence)
 
 
 def test_the_interval_is_paired_within_resamples() -> None:
@@ -131,9 +131,9 @@ KNOWN = recipes(params().classifier)
 def test_the_prior_s_part_is_that_of_one_recipe_with_and_without_an_offset(
     arms: dict[str, float], best: str, pair: tuple[str, str] | None
 ) -> None:
-    said = worth.parts(arms, best, best, KNOWN)
+    said = equivalent.parts(arms, best, best, KNOWN)
     assert said.get("prior_shift") == pair
     assert said["regularisation"] == ("replay", best) and said["new_content"] == ("synthetic", "replay")
     # Above all of them the student of the best: the prior's part is its teacher's.
-    taught = worth.parts({**arms, SELF_DISTILLATION: 1.0}, SELF_DISTILLATION, best, KNOWN)
+    taught = equivalent.parts({**arms, SELF_DISTILLATION: 1.0}, SELF_DISTILLATION, best, KNOWN)
     assert taught.get("prior_shift") == pair and taught["regularisation"] == ("replay", SELF_DISTILLATION)
