@@ -1,0 +1,57 @@
+"""What is found by its name: ours, those of installed packages, and what is refused."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from pipeline import registry
+from pipeline.errors import ConfigError
+from pipeline.registry import Registry
+
+GROUP = "tailforge.things"
+
+
+def things(monkeypatch: pytest.MonkeyPatch, *outside: tuple[str, str]) -> Registry:
+    """A registry of `ours`, and of `outside` as (name, place)."""
+    points = [EntryPoint(name, place, GROUP) for name, place in outside]
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
+    return Registry(GROUP, "thing", {"ours": "collections:Counter"})
+
+
+def test_ours_and_those_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import Counter, OrderedDict
+
+    found = things(monkeypatch, ("theirs", "collections:OrderedDict"))
+    assert found.names == ("ours", "theirs")
+    assert found.load("ours") is Counter and found.load("theirs") is OrderedDict
+    assert found.origin("ours") == "tailforge" and found.origin("theirs") == "collections"
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"thing 'other'; expected one of ours, theirs"):
+        things(monkeypatch, ("theirs", "collections:OrderedDict")).load("other")
+
+
+@pytest.mark.parametrize("names", [("ours",), ("theirs", "theirs")])
+def test_no_name_stands_for_two_things(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    found = things(monkeypatch, *((name, "collections:OrderedDict") for name in names))
+    with pytest.raises(ConfigError, match=f"thing {names[0]} of collections is there twice"):
+        _ = found.names
+
+
+@pytest.mark.parametrize("place", ["nowhere_at_all:Thing", "collections:Nothing"])
+def test_what_a_package_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    found = things(monkeypatch, ("theirs", place))
+    with pytest.raises(ConfigError, match="cannot be imported") as caught:
+        found.load("theirs")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_are_known_without_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from pipeline.registry import GENERATORS; GENERATORS.names; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
