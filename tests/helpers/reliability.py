@@ -87,12 +87,13 @@ ROWS = {
 HEAD = """\
 # Reliability
 
-Written by the tests (`make test`, or `.venv/bin/python -m pytest -m fault`) once all that are named here have
-passed; not by hand.
-*Points* are crash points or cases that a test went through, counted by it. After each fault the work is done again; results
-that a test compares must have the bytes of an undisturbed run. Rows 1 to 20 are the bar; the rest was added.
+What may go wrong, and what still holds then. Rows 1 to 20 are the bar; the others were added. A *point* is a moment of a crash,
+or a case, that a test went through. After each fault the work is done again. Where a test compares results, they have the bytes
+of an undisturbed run.
 
-| # | fault | bar | shown by | points | result |
+The tests write this page once all that are named here have passed: `make test`, or `.venv/bin/python -m pytest -m fault`.
+
+| # | fault | bar | result | tests | points |
 |---|---|---|---|---|---|
 """
 
@@ -110,15 +111,17 @@ def marked() -> Iterator[tuple[int, str, str]]:
 
 
 def page(points: Counter[str]) -> str:
-    """docs/reliability.md where all marked tests passed; `points` of each test."""
-    lines, shown = [], sorted(marked())
+    """docs/reliability.md where all marked tests passed; `points` of each test. A line a row, then a fold a row."""
+    lines, folds, shown = [], [], sorted(marked())
     for number, row in ROWS.items():
         own = [(test, what) for of, test, what in shown if of == number]
-        tests = "<br>".join(f"{what}: `{test}`" for test, what in own)
         counts = sum(points[test] for test, _ in own)
-        result = " ".join(["holds." if own else "**not shown.**", row.note]).strip()
-        lines.append(f"| {number} | {row.fault} | {row.bar} | {tests or '–'} | {counts or '–'} | {result} |")
-    return HEAD + "\n".join(lines) + "\n"
+        result = "holds" if own else "**not shown**"
+        lines.append(f"| {number} | {row.fault} | {row.bar} | {result} | {len(own) or '–'} | {counts or '–'} |")
+        notes = [row.note, ""] if row.note else []
+        tests = [f"- {what}: `{test}`" for test, what in own]
+        folds += ["", f"<details><summary>{number}. {row.fault}</summary>", "", *notes, *tests, "", "</details>"]
+    return HEAD + "\n".join([*lines, "", "## What shows it", *folds]) + "\n"
 
 
 class Recorder:
