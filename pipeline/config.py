@@ -67,7 +67,7 @@ def _taught(arms: list[str]) -> list[str]:
 class Section(BaseModel):
     """A section of params.yaml. Frozen; unknown keys and mistyped values are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):

@@ -20,8 +20,8 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 # Files that cannot change what a stage writes: settings are parameters of their own (no default stands in Python), and the
-# rest are messages and the reading of options. As dependencies of every stage they would rerun all for a message.
-NOT_RESULTS = {PIPELINE / "errors.py", PIPELINE / "config.py", PIPELINE / "stages/__main__.py"}
+# rest are messages, the reading of options, lists of names. As dependencies of every stage they would rerun all for a message.
+NOT_RESULTS = {PIPELINE / name for name in ("errors.py", "config.py", "lazy.py", "stages/__main__.py")}
 
 
 @cache
@@ -63,13 +63,19 @@ def closure(*modules: str) -> set[Path]:
         if file not in found:
             found.add(file)
             waiting += [other for module in imported(file) for other in files_of(module)]
-    return {file for file in found - NOT_RESULTS if has_code(file)}
+    return {file for file in found - NOT_RESULTS if has_code(file) and not exports_alone(file)}
 
 
 @cache
 def has_code(file: Path) -> bool:
     body = ast.parse(file.read_text(encoding="utf-8")).body
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+@cache
+def exports_alone(file: Path) -> bool:
+    """Whether `file` is a package's list of exported names (pipeline/lazy.py)."""
+    return file.name == "__init__.py" and "exports(" in file.read_text(encoding="utf-8")
 
 
 def lazily_imported(verb: str, family: str | None) -> list[str]:

@@ -191,11 +191,11 @@ def measure() -> Iterator[Figure]:
 
     # Ours: a short fit says how many steps the time allows; the long one is what is measured.
     pixels, targets = images.to_float(found.train[0]), found.train[1]
-    _, tried = _fit(flow_matching.Model, settings, pixels, targets, TRIAL)
+    _, tried = _fit(flow_matching.FlowMatching, settings, pixels, targets, TRIAL)
     steps = max(2 * TRIAL, int(SECONDS / tried.seconds * TRIAL))
-    model, fitted = _fit(flow_matching.Model, settings, pixels, targets, steps)
+    model, fitted = _fit(flow_matching.FlowMatching, settings, pixels, targets, steps)
     lender = registry.settings(params, "diffusion").model_copy(update={**OURS, "solver": "ddim"})
-    lent, _ = _fit(diffusion.Model, lender, pixels, targets, steps)
+    lent, _ = _fit(diffusion.Diffusion, lender, pixels, targets, steps)
     theirs = plain.as_large_as(SIZE, CLASSES, plain.parameters(model.networks))
     trained = plain.train(
         theirs, *found.train, batch=BATCH, seconds=PLAIN_SECONDS, class_power=settings.model_dump()["class_power"]

@@ -145,7 +145,7 @@ def sampling(n: int, folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
     pixels, labels = digits()
     params = config.read()
-    model = naive.Model(registry.settings(params, "naive"), shape=(1, 8, 8), n_classes=10)
+    model = naive.Naive(registry.settings(params, "naive"), shape=(1, 8, 8), n_classes=10)
     model.fit(images.to_float(torch.from_numpy(pixels)), torch.tensor([int(label) for label in labels]), seed=0)
     of = list(range(n))
     plan = Plan([f"naive-{i:08d}" for i in of], [i % 10 for i in of], of, [[f"row-{i % CHUNK}"] for i in of])

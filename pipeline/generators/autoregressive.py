@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Count, Section, Share
+from pipeline.config import Count, Share
 from pipeline.core.images import to_float
 from pipeline.core.seeds import noise, torch_stream
 from pipeline.errors import ConfigError
 from pipeline.generators.shared import augmentation, density
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.base import GenerativeModel, Traits
+from pipeline.generators.shared.batches import Batch, Precision, Trained, blockwise, train
 from pipeline.generators.shared.networks.unet import zero
 from pipeline.runtime.parallel import Dropout, share
-from pipeline.runtime.training import autocast, device, threads
+from pipeline.runtime.training import autocast, device
 
 NAME = "autoregressive"
 SEEN, TOLD = 8, 32  # cosines by which a level comes in and goes out
@@ -49,50 +49,65 @@ HEAD = 16  # channels of an attention head
 GAIN = 30.0  # of the base measure: a step of lr moves a network's output far, a single parameter hardly
 
 
-class Config(Trained):
+class AutoregressiveConfig(Trained):
     """The section `autoregressive` of params.yaml."""
 
-    levels: Literal[2, 4, 8, 16, 32, 64, 128, 256]
-    patch: Count
-    window: Count
-    width: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)]
-    depth: Count
-    local_depth: Count
-    dropout: Share
-    weight_decay: Annotated[float, Field(ge=0.0)]
-    temperature: Annotated[float, Field(gt=0.0)]
+    levels: Literal[2, 4, 8, 16, 32, 64, 128, 256] = 256
+    """grey levels told apart: 256, or a smaller power of 2; a coarse level is filled evenly"""
+    patch: Count = 2
+    """pixels a side that share one pass of attention; 1 is finest, 4 suits 28 pixels"""
+    window: Count = 3
+    """pixels up, left and right that are seen directly"""
+    width: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 64
+    """channels of a token"""
+    depth: Count = 2
+    """layers of attention over patches"""
+    local_depth: Count = 2
+    """layers for each number"""
+    dropout: Share = 0.2
+    """share of units dropped inside the layers"""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """of matrices, not of gains and biases"""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """below 1: likelier levels, less variety"""
+    steps: Count = 600
+    """optimiser steps"""
+    augment: Share = 0.15
+    """probability of each non-leaking augmentation"""
+    precision: Precision = "auto"
+    """auto | fp32 | bf16: of the fit; samples and densities are always fp32"""
 
 
-class Model(GenerativeModel):
+class Autoregressive(GenerativeModel):
     """Class-conditional autoregressive model of grey levels.
 
     `temperature` T divides the logits: the model is prod_i P(x_i | x_<i)^(1/T) / Z_i, in samples and in `log_prob` alike.
     """
 
     traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
-    Config = Config
+    name = NAME
+    Config = AutoregressiveConfig
+    config: AutoregressiveConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+    def build(self) -> None:
         """Raises ConfigError where patches do not tile the image."""
-        assert isinstance(config, Config)
-        _, height, width = shape
+        config, (_, height, width) = self.config, self.shape
         if height % config.patch or width % config.patch:
             raise ConfigError(
                 f"{NAME}.patch={config.patch} with images of {height} x {width} pixels",
                 expected="a divisor of the image size",
                 remedy=f"set {NAME}.patch={math.gcd(config.patch, height, width)}",
             )
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.order = raster(shape, config.patch)
-        self.network = self._build(seed=0)
+        self.order = raster(self.shape, config.patch)
+        self.network = self._network(seed=0)
 
-    def _build(self, seed: int) -> Network:
+    def _network(self, seed: int) -> Network:
         with torch_stream(seed, NAME, "weights"):
             return Network(self.config, self.shape, self.n_classes)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
-        self.network = network = self._build(seed)
+        self.network = network = self._network(seed)
 
         def loss(batch: Batch) -> Tensor:
             images, labels, conditions = share(batch.images, batch.labels, batch.conditions)
@@ -105,52 +120,41 @@ class Model(GenerativeModel):
         train(network, config, (images, labels), loss, weight_decay=decay, seed=seed, name=NAME, folder=folder)
         return self
 
-    @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Each number by the inverse of its distribution function at a uniform number of the image's own; always float32."""
-        config, where, size = self.config, device(), 256 // self.config.levels
-        network = self.network.to(where).eval()
+        config, network, size = self.config, self.network, 256 // self.config.levels
 
-        def make(labels: Tensor, seeds: list[int]) -> Tensor:
-            uniform = torch.special.ndtr(noise(seeds, (2, len(self.order))).double()).float().clamp(max=1 - 2**-24)
-            drawn, inside = uniform.to(where).unbind(1)
-            levels = network.draw(labels.to(where), drawn, config.temperature)
+        def make(y: Tensor, own: list[int]) -> Tensor:
+            uniform = torch.special.ndtr(noise(own, (2, len(self.order))).double()).float().clamp(max=1 - 2**-24)
+            drawn, inside = uniform.to(y.device).unbind(1)
+            levels = network.draw(y, drawn, config.temperature)
             grey = levels * size + (inside * size).long()  # any grey level of the coarse one
-            return to_float(grey[:, self.order.argsort().to(where)]).view(-1, *self.shape)
+            return to_float(grey[:, self.order.argsort().to(y.device)]).view(-1, *self.shape)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+        return blockwise(network, config, make, labels, seeds, self.shape)
 
-    @torch.no_grad()
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
         """log p(x | y) in nats float64 (n,) of dequantised images in [-1, 1]; always computed in float32, as samples are."""
-        config, where = self.config, device()
-        network = self.network.to(where).eval()
+        config, network = self.config, self.network
 
-        def make(labels: Tensor, rows: list[int]) -> Tensor:
-            levels = self._levels(images[rows].to(where))
-            none = torch.zeros(len(rows), augmentation.CONDITIONS, device=where)
-            logs = (network(levels, labels.to(where), none) / config.temperature).log_softmax(-1)
+        def make(y: Tensor, rows: list[int]) -> Tensor:
+            levels = self._levels(images[rows].to(y.device))
+            logs = (network(levels, y, augmentation.unmoved(y)) / config.temperature).log_softmax(-1)
             own: Tensor = logs.gather(2, levels.unsqueeze(2)).flatten(1)
             return own.cpu().double().sum(1)
 
-        with threads(config.threads):
-            logs = in_blocks(make, labels, range(len(labels)), config.block_images, ()).double()
+        logs = blockwise(network, config, make, labels, range(len(labels)), ()).double()
         return logs + len(self.order) * math.log(config.levels / 2)
 
     def _levels(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) -> levels int64 (n, D) in the order of the model."""
         return density.cells(images).flatten(1)[:, self.order.to(images.device)] // (256 // self.config.levels)
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.network.state_dict(), self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.network.load_state_dict(stored.tensors)
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
 
 
 class Modulation(nn.Module):
@@ -205,7 +209,7 @@ class Attention(nn.Module):
 class Network(nn.Module):
     """Logits of each number of an image given those before it in the order."""
 
-    def __init__(self, config: Config, shape: tuple[int, int, int], n_classes: int) -> None:
+    def __init__(self, config: AutoregressiveConfig, shape: tuple[int, int, int], n_classes: int) -> None:
         super().__init__()
         channels, height, wide = shape
         width, embed = config.width, config.width
@@ -241,8 +245,7 @@ class Network(nn.Module):
 
     def draw(self, labels: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         """Levels int64 (n, D) at the quantiles `uniform` (n, D) in [0, 1), untouched images of classes (n,)."""
-        n, total = uniform.shape
-        none = torch.zeros(n, augmentation.CONDITIONS, device=uniform.device)
+        (n, total), none = uniform.shape, augmentation.unmoved(labels)
         embedding, token = self._embedding(labels, none), self.first.expand(n, 1, -1)
         caches = [
             torch.empty(2, n, self.width // HEAD, total // self.unit, HEAD, device=uniform.device) for _ in self.attention

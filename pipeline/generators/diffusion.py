@@ -27,60 +27,56 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import Count, Section
+from pipeline.config import Count
 from pipeline.core.seeds import derive, rng
 from pipeline.core.seeds import noise as noise_of
 from pipeline.generators.shared import denoising, density, noise, solvers
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.base import Traits
 from pipeline.generators.shared.batches import Batch
-from pipeline.generators.shared.denoising import Denoising, Example
-from pipeline.runtime.training import device, threads
+from pipeline.generators.shared.denoising import Denoising, DenoisingModel, Example
 
 NAME = "diffusion"
 SCHEDULES: dict[str, type[noise.Schedule]] = {"linear": noise.LinearBeta, "cosine": noise.Cosine, "edm": noise.Edm}
 CHAIN = 20.0, 0.02  # noise levels between which short chains run: beyond the first all is noise, below the last a grey level
 
 
-class Config(Denoising):
+class DiffusionConfig(Denoising):
     """The section `diffusion` of params.yaml."""
 
-    prediction: Literal["epsilon", "v", "x0"]
-    schedule: Literal["linear", "cosine", "edm"]
-    solver: Literal["ddpm", "ddim", "heun", "multistep"]
-    bound_steps: Count
+    prediction: Literal["epsilon", "v", "x0"] = "v"
+    """epsilon | v | x0: what the network predicts"""
+    schedule: Literal["linear", "cosine", "edm"] = "cosine"
+    """linear | cosine | edm: noise levels of training"""
+    solver: Literal["ddpm", "ddim", "heun", "multistep"] = "multistep"
+    """ddpm | ddim | heun | multistep: one evaluation a step, heun two but for the last"""
+    solver_steps: Count = 10
+    """multistep 8 to 10; heun about as many; ddim 50; ddpm up to 1000"""
+    bound_steps: Count = 32
+    """noise levels of log_prob's bound, one evaluation each; more are tighter"""
 
 
-class Model(GenerativeModel):
+class Diffusion(DenoisingModel):
     """Class-conditional diffusion on pixels."""
 
     traits = Traits(density="approximate", likelihood="bound", data_parallel=True)
-    Config = Config
-
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """Raises ConfigError where the image size does not suit the patch, or guidance lacks what it is guided by."""
-        assert isinstance(config, Config)
-        denoising.check(config, NAME, shape)
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.networks = nn.ModuleDict()  # until fit or load
-        self.mean, self.deviation = 0.0, 1.0
+    name = NAME
+    Config = DiffusionConfig
+    config: DiffusionConfig
+    mean, deviation = 0.0, 1.0  # of the train images' numbers
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         self.mean, self.deviation = float(images.mean()), max(1e-3, float(images.std()))
-        schedule = SCHEDULES[self.config.schedule]()
+        return self.train(images, labels, seed=seed, folder=folder)
 
-        def corrupt(batch: Batch) -> Example:
-            # Images within their grey levels' cells, as a bound is asked of such; the eye sees no difference.
-            x0 = (density.dequantise(batch.images, batch.rng) - self.mean) / self.deviation
-            x1 = torch.randn(x0.shape, generator=batch.rng).to(x0.device)
-            level = schedule.draw(len(x0), batch.rng).to(x0.device)
-            point = noise.Point.mix(x0, x1, *noise.preserving(level))
-            return Example(point.x, place(level), point.target(self.config.prediction, x0, x1))
-
-        data = (images, labels)
-        self.networks = denoising.fit(self.config, NAME, self.shape, self.n_classes, data, corrupt, seed=seed, folder=folder)
-        return self
+    def example(self, batch: Batch) -> Example:
+        # Images within their grey levels' cells, as a bound is asked of such; the eye sees no difference.
+        x0 = (density.dequantise(batch.images, batch.rng) - self.mean) / self.deviation
+        x1 = torch.randn(x0.shape, generator=batch.rng).to(x0.device)
+        level = SCHEDULES[self.config.schedule]().draw(len(x0), batch.rng).to(x0.device)
+        point = noise.Point.mix(x0, x1, *noise.preserving(level))
+        return Example(point.x, place(level), point.target(self.config.prediction, x0, x1))
 
     def _denoiser(self, config: Denoising, labels: Tensor) -> solvers.Denoise:
         """D(z, s) for the rows of `labels` (n,), within the range of images."""
@@ -96,57 +92,36 @@ class Model(GenerativeModel):
 
         return denoise
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Images float32 (n, c, h, w) in [-1, 1]."""
-        config, where = self.config, device()
-        self.networks.to(where).eval()
+    def generate(self, labels: Tensor, seeds: list[int]) -> Tensor:
+        def fresh(i: int) -> Tensor:
+            return noise_of([derive(seed, NAME, i) for seed in seeds], self.shape).to(labels.device)
 
-        def make(y: Tensor, of: list[int]) -> Tensor:
-            def fresh(i: int) -> Tensor:
-                return noise_of([derive(seed, NAME, i) for seed in of], self.shape).to(where)
+        start = noise_of(seeds, self.shape).to(labels.device)
+        z = integrate(self._denoiser(self.config, labels), start, self.config, fresh)
+        return (self.mean + self.deviation * z).clamp(-1.0, 1.0)
 
-            start = noise_of(of, self.shape).to(where)
-            z = integrate(self._denoiser(config, y.to(where)), start, config, fresh)
-            return (self.mean + self.deviation * z).clamp(-1.0, 1.0)
-
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
-
-    @torch.no_grad()
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
         """A lower bound of log p(x | y) in nats float64 (n,), without guidance; its noise is the same for every row.
 
         The bound holds for the mean over noise; one draw for each of `bound_steps` levels estimates it without bias, with an
         error that rows share. More steps make the bound tighter and the estimate surer.
         """
-        config, where = self.config.model_copy(update={"guidance": "none"}), device()
-        self.networks.to(where).eval()
-        scaled = (images - self.mean) / self.deviation
+        config, scaled = self.config.model_copy(update={"guidance": "none"}), (images - self.mean) / self.deviation
         grid = bound_levels(config.bound_steps)
-        drawn = stratified(config.bound_steps, self.shape, rng(0, NAME, "bound")).to(where)
+        drawn = stratified(config.bound_steps, self.shape, rng(0, NAME, "bound"))
 
-        def make(y: Tensor, rows: list[int]) -> Tensor:
-            return bound(self._denoiser(config, y.to(where)), scaled[rows].to(where), grid, drawn)
+        def ask(y: Tensor, rows: list[int]) -> Tensor:
+            return bound(self._denoiser(config, y), scaled[rows].to(y.device), grid, drawn.to(y.device))
 
-        with threads(config.threads):
-            nats = in_blocks(make, labels, range(len(labels)), max(1, min(config.block_images, len(labels))), ())
-        return nats.double() - math.prod(self.shape) * math.log(self.deviation)
+        return self.each(ask, labels) - math.prod(self.shape) * math.log(self.deviation)
 
-    def save(self, folder: Path) -> None:
+    def tensors(self) -> dict[str, Tensor]:
         units = torch.tensor([self.mean, self.deviation], dtype=torch.float64)
-        write_model(
-            folder, NAME, Stored(self.networks.state_dict() | {"units": units}, self.config, self.shape, self.n_classes)
-        )
+        return self.networks.state_dict() | {"units": units}
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.mean, model.deviation = stored.tensors.pop("units").tolist()
-        model.networks = denoising.build(model.config, stored.shape, stored.n_classes)
-        model.networks.load_state_dict(stored.tensors)
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.mean, self.deviation = tensors.pop("units").tolist()
+        self.take(tensors)
 
 
 def place(level: Tensor) -> Tensor:
@@ -154,7 +129,7 @@ def place(level: Tensor) -> Tensor:
     return (level / noise.LEAST).log() / math.log(noise.LARGEST / noise.LEAST)
 
 
-def integrate(denoise: solvers.Denoise, noise_: Tensor, config: Config, fresh: Callable[[int], Tensor]) -> Tensor:
+def integrate(denoise: solvers.Denoise, noise_: Tensor, config: DiffusionConfig, fresh: Callable[[int], Tensor]) -> Tensor:
     """x_0 (n, c, h, w) from standard normal noise, by the solver of the settings.
 
     ddpm and ddim walk the schedule's own times; heun and multistep a grid of levels that is even in s^(1/7), whatever the

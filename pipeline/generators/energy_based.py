@@ -32,34 +32,57 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Count, Section, Share
+from pipeline.config import Count, Share
 from pipeline.core.seeds import derive, noise, rng, torch_stream
 from pipeline.errors import ConfigError, Diverged
 from pipeline.generators.shared import augmentation, gaussians
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.shared.batches import Batch, Trained, train
-from pipeline.runtime.training import autocast, device, threads
+from pipeline.generators.shared.base import GenerativeModel, Traits
+from pipeline.generators.shared.batches import Batch, Decay, Precision, Rate, Trained, blockwise, train
+from pipeline.runtime.training import autocast, device
 
 NAME = "energy_based"
 BOUND = 5.0  # chains of images in [-1, 1] stay within BOUND (1 + noise) unless they run away
 
 
-class Config(Trained):
+class EnergyBasedConfig(Trained):
     """The section `energy_based` of params.yaml."""
 
-    width: Count
-    depth: Annotated[int, Field(ge=0)]
-    patch: Count
-    noise: Annotated[float, Field(ge=0.01)]
-    components: Count
-    shrinkage: Share
-    chains: Count
-    chain_steps: Count
-    step_size: Annotated[float, Field(gt=0.0, lt=4.0)]
-    restart: Share
-    label_weight: Annotated[float, Field(ge=0.0)]
-    energy_weight: Annotated[float, Field(ge=0.0)]
-    sample_steps: Count
+    width: Count = 32
+    """channels at full resolution"""
+    depth: Annotated[int, Field(ge=0)] = 1
+    """residual blocks a resolution"""
+    patch: Count = 2
+    """space-to-depth factor at the input"""
+    noise: Annotated[float, Field(ge=0.01)] = 0.3
+    """standard deviation of the noise on images in [-1, 1]; the last jump takes it off"""
+    components: Count = 32
+    """principal components of the Gaussian that the network tilts; the rest is isotropic"""
+    shrinkage: Share = 0.2
+    """weight of the pooled covariance in that of each class, at least"""
+    chains: Count = 128
+    """persistent Langevin chains a class, at least batch_images"""
+    chain_steps: Count = 10
+    """Langevin steps of each chain in use, an optimiser step"""
+    step_size: Annotated[float, Field(gt=0.0, lt=4.0)] = 0.5
+    """of Langevin, in units of noise^2; from 4 on it cannot be stable"""
+    restart: Share = 0.05
+    """share of the chains in use that begin anew at the Gaussian"""
+    label_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """weight of the cross-entropy of p(y | x), beside the contrast"""
+    energy_weight: Annotated[float, Field(ge=0.0)] = 0.01
+    """weight of the squared energies, which keeps them small"""
+    sample_steps: Count = 60
+    """Langevin steps of a new image"""
+    steps: Count = 800
+    """optimiser steps"""
+    lr: Rate = 0.003
+    """learning rate of AdamW, warmed up, then cosine to 0"""
+    ema: Decay = 0.99
+    """decay of the weights' moving average, per step"""
+    augment: Share = 0.0
+    """probability of each non-leaking augmentation"""
+    precision: Precision = "fp32"
+    """auto | fp32 | bf16"""
 
 
 class Block(nn.Module):
@@ -97,7 +120,7 @@ class Gaussians(nn.Module):
         self.register_buffer("around", torch.tensor(1.0))  # standard deviation outside the plane
 
     def fit(self, images: Tensor, labels: Tensor, *, noise: float, shrinkage: float) -> None:
-        """To images (n, c, h, w) and labels (n,), widened by noise of standard deviation s = `noise`."""
+        """Fit to images (n, c, h, w) and labels (n,), widened by noise of standard deviation s = `noise`."""
         x, d, s2 = images.flatten(1).double(), self.basis.shape[1], noise**2
         n, dim = x.shape
         _, singular, across = torch.linalg.svd(x - x.mean(0), full_matrices=False)
@@ -136,7 +159,7 @@ class Energy(nn.Module):
 
     log_prior: Tensor
 
-    def __init__(self, config: Config, shape: tuple[int, int, int], n_classes: int) -> None:
+    def __init__(self, config: EnergyBasedConfig, shape: tuple[int, int, int], n_classes: int) -> None:
         super().__init__()
         (c, h, w), width, patch = shape, config.width, config.patch
         self.patch, self.precision = patch, config.precision
@@ -203,18 +226,20 @@ def langevin(energy: Callable[[Tensor], Tensor], x: Tensor, draws: Iterable[Tens
     return x
 
 
-class Model(GenerativeModel):
+class EnergyBased(GenerativeModel):
     """Class-conditional energy-based model."""
 
     traits = Traits(density="unnormalised", likelihood="none")
-    Config = Config
+    name = NAME
+    Config = EnergyBasedConfig
+    config: EnergyBasedConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+    def build(self) -> None:
         """Raises ConfigError where the patch does not divide the image, or a batch may need more chains than a class has."""
-        assert isinstance(config, Config)
-        if shape[1] % config.patch or shape[2] % config.patch:
+        config, (_, height, width) = self.config, self.shape
+        if height % config.patch or width % config.patch:
             raise ConfigError(
-                f"data.image_size={shape[1]} with {NAME}.patch={config.patch}",
+                f"data.image_size={height} with {NAME}.patch={config.patch}",
                 expected=f"a multiple of {config.patch}",
                 remedy=f"set {NAME}.patch=1",
             )
@@ -224,15 +249,16 @@ class Model(GenerativeModel):
                 expected="as many chains a class as images a batch, or more",
                 remedy=f"set {NAME}.chains={config.batch_images}",
             )
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        with torch_stream(0, NAME, "weights"):  # a fit draws its own; a file brings them
-            self.network = Energy(config, shape, n_classes)
+        self.network = self._network(seed=0)
         self.chains: Chains | None = None  # a fit makes them
+
+    def _network(self, seed: int) -> Energy:
+        with torch_stream(seed, NAME, "weights"):
+            return Energy(self.config, self.shape, self.n_classes)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
-        with torch_stream(seed, NAME, "weights"):
-            energy = Energy(config, self.shape, self.n_classes)
+        energy = self._network(seed)
         energy.reference.fit(images, labels, noise=config.noise, shrinkage=config.shrinkage)
         energy.log_prior.copy_(torch.bincount(labels, minlength=self.n_classes).log() * (1 - config.class_power))
         chains = self._start(energy.reference, rng(seed, NAME, "chains"))
@@ -286,27 +312,21 @@ class Model(GenerativeModel):
 
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Raises Diverged where the learned energy is too steep for the step."""
-        config, where = self.config, device()
-        network = self.network.to(where).eval()
-        none = torch.zeros(config.block_images, augmentation.CONDITIONS, device=where)
+        config, network = self.config, self.network
 
-        @torch.no_grad()
         def make(y: Tensor, own: list[int]) -> Tensor:
-            y = y.to(where)
-
             def energy(x: Tensor) -> Tensor:
-                out: Tensor = network(x, y, none)
+                out: Tensor = network(x, y, augmentation.unmoved(y))
                 return out
 
             draws = (
-                noise([derive(seed, NAME, k) for seed in own], self.shape).to(where) for k in range(config.sample_steps + 1)
+                noise([derive(seed, NAME, k) for seed in own], self.shape).to(y.device) for k in range(config.sample_steps + 1)
             )
             x = network.reference.draw(y, next(draws))
             x = self._walk(energy, x, draws, "when sampling")
             return (x - config.noise**2 * slope(energy, x)).clamp(-1.0, 1.0)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+        return blockwise(network, config, make, labels, seeds, self.shape)
 
     @torch.no_grad()
     def energy(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -319,16 +339,12 @@ class Model(GenerativeModel):
         network, out = self.network.to(where).eval(), []
         for x, y in zip(torch.split(images, size), torch.split(labels, size), strict=True):
             x, y = x.to(where), y.to(where)
-            drawn = network(x, y, torch.zeros(len(x), augmentation.CONDITIONS, device=where))
+            drawn = network(x, y, augmentation.unmoved(y))
             out.append((drawn + network.log_prior[y]).cpu())
         return torch.cat(out).double() if len(images) else torch.empty(0, dtype=torch.float64)
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.network.state_dict(), self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.network.load_state_dict(stored.tensors)
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)

@@ -1,8 +1,8 @@
 """Images that were made elsewhere: renders, another tool, a colleague's model.
 
-No density and no fit: the `model` is the set of images itself, and the image of (label, seed) is number seed mod n_label of
-that label's images, in the order in which they were read. They are judged and evaluated like any others; where their sources
-are unknown, nobody can say whether test images took part in making them, and the report says so.
+No density and no fit: the `model` is the set of images itself. The image of (label, seed) is number seed mod n_label of that
+label's images, in the order in which they were read. They are judged and evaluated like any others. Where their sources are
+unknown, nobody can say whether test images took part in making them, and the report says so.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from torch import Tensor
 from pipeline.config import Section
 from pipeline.core.images import to_float, to_uint8
 from pipeline.errors import DataError
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, read_model, write_model
+from pipeline.generators.shared.base import GenerativeModel, Traits
 
 NAME = "external"
 
 
-class Config(Section):
+class ExternalConfig(Section):
     """The section `external` of params.yaml."""
 
-    path: str
+    path: str = "data/external"
+    """class folders, or Parquet with columns image, label and optionally sources"""
 
 
-class Model(GenerativeModel):
+class External(GenerativeModel):
     """A finite set of labelled images from outside."""
 
     traits = Traits(density="implicit", likelihood="none", sources_known=False)
-    Config = Config
+    name = NAME
+    Config = ExternalConfig
+    config: ExternalConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.images, self.labels = torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    def build(self) -> None:
+        self.images, self.labels = torch.empty(0, *self.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         """Keep the images that came from outside (not train images) with their labels."""
@@ -54,13 +56,8 @@ class Model(GenerativeModel):
             out[rows] = to_float(self.images[own[wanted[rows] % len(own)]])
         return out
 
-    def save(self, folder: Path) -> None:
-        tensors = {"images": self.images, "labels": self.labels}
-        write_model(folder, NAME, Stored(tensors, self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return {"images": self.images, "labels": self.labels}
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.images, model.labels = stored.tensors["images"], stored.tensors["labels"]
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.images, self.labels = tensors["images"], tensors["labels"]

@@ -19,79 +19,61 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import Count, Section
+from pipeline.config import Count
 from pipeline.core.seeds import noise as noise_of
 from pipeline.core.seeds import rng
 from pipeline.generators.shared import denoising, density, noise, solvers
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.base import Traits
 from pipeline.generators.shared.batches import Batch
-from pipeline.generators.shared.denoising import Denoising, Example
-from pipeline.runtime.training import device, threads
+from pipeline.generators.shared.denoising import Denoising, DenoisingModel, Example
 
 NAME = "flow_matching"
 
 
-class Config(Denoising):
+class FlowMatchingConfig(Denoising):
     """The section `flow_matching` of params.yaml."""
 
-    path: Literal["linear", "optimal_transport"]
-    likelihood_steps: Count
-    likelihood_probes: Annotated[int, Field(ge=0)]
+    path: Literal["linear", "optimal_transport"] = "linear"
+    """linear | optimal_transport: the latter pairs noise with images of a class, best with augment: 0"""
+    likelihood_steps: Count = 8
+    """Heun's steps of log_prob, 2 evaluations each"""
+    likelihood_probes: Annotated[int, Field(ge=0)] = 1
+    """directions of the divergence; 0 is all: exact, as many evaluations as an image has numbers"""
 
 
-class Model(GenerativeModel):
+class FlowMatching(DenoisingModel):
     """Class-conditional flow matching on pixels."""
 
     traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
-    Config = Config
-
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """Raises ConfigError where the image size does not suit the patch, or guidance lacks what it is guided by."""
-        assert isinstance(config, Config)
-        denoising.check(config, NAME, shape)
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.networks = nn.ModuleDict()  # until fit or load
+    name = NAME
+    Config = FlowMatchingConfig
+    config: FlowMatchingConfig
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
-        path = noise.Linear()
+        return self.train(images, labels, seed=seed, folder=folder)
 
-        def corrupt(batch: Batch) -> Example:
-            # Images within their grey levels' cells, as a density is asked of such; the eye sees no difference.
-            x0 = density.dequantise(batch.images, batch.rng)
-            x1 = torch.randn(x0.shape, generator=batch.rng).to(x0.device)
-            if self.config.path == "optimal_transport":
-                x1 = noise.paired(x0, x1, alike(batch))
-            t = noise.logit_normal(len(x0), batch.rng).to(x0.device)
-            point = noise.Point.mix(x0, x1, *path.at(t))
-            return Example(point.x, t, point.target("velocity", x0, x1))
+    def example(self, batch: Batch) -> Example:
+        # Images within their grey levels' cells, as a density is asked of such; the eye sees no difference.
+        x0 = density.dequantise(batch.images, batch.rng)
+        x1 = torch.randn(x0.shape, generator=batch.rng).to(x0.device)
+        if self.config.path == "optimal_transport":
+            x1 = noise.paired(x0, x1, alike(batch))
+        t = noise.logit_normal(len(x0), batch.rng).to(x0.device)
+        point = noise.Point.mix(x0, x1, *noise.Linear().at(t))
+        return Example(point.x, t, point.target("velocity", x0, x1))
 
-        data = (images, labels)
-        self.networks = denoising.fit(self.config, NAME, self.shape, self.n_classes, data, corrupt, seed=seed, folder=folder)
-        return self
+    def generate(self, labels: Tensor, seeds: list[int]) -> Tensor:
+        velocity = denoising.guided(self.networks, self.config, self.n_classes, labels)
+        x1 = noise_of(seeds, self.shape).to(labels.device)
+        return solvers.heun(velocity, x1, solvers.times(self.config.solver_steps)).clamp(-1.0, 1.0)
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Images float32 (n, c, h, w) in [-1, 1]."""
-        config, where = self.config, device()
-        self.networks.to(where).eval()
-
-        def make(y: Tensor, of: list[int]) -> Tensor:
-            velocity = denoising.guided(self.networks, config, self.n_classes, y.to(where))
-            x1 = noise_of(of, self.shape).to(where)
-            return solvers.heun(velocity, x1, solvers.times(config.solver_steps)).clamp(-1.0, 1.0)
-
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
-
-    @torch.no_grad()
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
         """log p(x | y) in nats float64 (n,), without guidance, of images before they are clipped to [-1, 1].
 
@@ -99,28 +81,20 @@ class Model(GenerativeModel):
         one set of probes serves every row, so that classes are compared on equal terms.
         """
         plain = {"guidance": "none", "precision": "fp32"}  # a divergence is a sum over pixels: bf16 is too coarse for it
-        config, where = self.config.model_copy(update=plain), device()
-        self.networks.to(where).eval()
-        probes = directions(self.shape, config.likelihood_probes).to(where)
+        config = self.config.model_copy(update=plain)
+        probes = directions(self.shape, config.likelihood_probes)
 
-        def make(y: Tensor, rows: list[int]) -> Tensor:
-            velocity = denoising.guided(self.networks, config, self.n_classes, y.to(where))
-            return log_density(velocity, images[rows].to(where), config.likelihood_steps, probes)
+        def ask(y: Tensor, rows: list[int]) -> Tensor:
+            velocity = denoising.guided(self.networks, config, self.n_classes, y)
+            return log_density(velocity, images[rows].to(y.device), config.likelihood_steps, probes.to(y.device))
 
-        with threads(config.threads):
-            size = max(1, min(config.block_images, len(labels)))
-            return in_blocks(make, labels, range(len(labels)), size, ()).double()
+        return self.each(ask, labels)
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.networks.state_dict(), self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return self.networks.state_dict()
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.networks = denoising.build(model.config, stored.shape, stored.n_classes)
-        model.networks.load_state_dict(stored.tensors)
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.take(tensors)
 
 
 def alike(batch: Batch) -> list[int]:

@@ -9,7 +9,6 @@ No density: samples alone, from the averaged weights of the generator (Yazici et
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -18,109 +17,80 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Count, Section
-from pipeline.core.seeds import noise, torch_stream
+from pipeline.config import Count, Share
 from pipeline.generators.shared import adversarial
-from pipeline.generators.shared.adversarial import Adversarial
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
+from pipeline.generators.shared.adversarial import Adversarial, AdversarialModel
+from pipeline.generators.shared.base import Traits
 from pipeline.generators.shared.batches import Batch
-from pipeline.runtime.training import Learner, autocast, device, threads
 
 NAME = "gan"
-SLOPE = (
-    0.2  # of leaky units in the discriminator: R1 differentiates twice, and a piecewise linear unit has no second derivative
-)
+# Of the discriminator's leaky units. R1 differentiates twice, and a piecewise linear unit has no second derivative.
+SLOPE = 0.2
 PENALISED = 4  # one in so many real images of a batch is used for R1
 
 
-class Config(Adversarial):
+class GanConfig(Adversarial):
     """The section `gan` of params.yaml."""
 
-    width: Annotated[int, Field(ge=8, multiple_of=8)]
-    depth: Count
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """channels at full resolution, a multiple of 8; doubled with each halving, up to 4 times"""
+    depth: Count = 1
+    """residual blocks a resolution"""
+    batch_images: Count = 32
+    """real images an optimiser step, and as many generated ones"""
+    class_power: Share = 1.0
+    """classes are drawn in proportion to n^(1 - class_power): 1 draws all equally"""
+    augment: Share = 0.4
+    """probability of each nudge that the discriminator sees all images under"""
 
 
-class Model(GenerativeModel):
+class Gan(AdversarialModel):
     """Projection GAN on pixels."""
 
+    name = NAME
     traits = Traits(density="implicit", likelihood="none")
-    Config = Config
+    Config = GanConfig
+    config: GanConfig
+    clip = 1.0
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """Raises ConfigError where the image size is no small grid doubled, or augmentation would leak."""
-        assert isinstance(config, Config)
-        adversarial.check(config, NAME, shape[1])
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.generator: nn.Module = nn.Identity()  # until fit or load
-
-    def _generator(self) -> Generator:
+    def players(self) -> tuple[Generator, Discriminator]:
         config = self.config
-        return Generator(self.shape, self.n_classes, latent=config.latent, width=config.width, depth=config.depth)
+        return (
+            Generator(self.shape, self.n_classes, latent=config.latent, width=config.width, depth=config.depth),
+            Discriminator(self.shape, self.n_classes, width=config.width, depth=config.depth),
+        )
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
-        config, where, n = self.config, device(), self.config.batch_images
-        with torch_stream(seed, NAME, "weights"):
-            self.generator = generator = self._generator().to(where)
-            discriminator = Discriminator(self.shape, self.n_classes, width=config.width, depth=config.depth).to(where)
-
-        def update(batch: Batch, making: Learner, telling: Learner) -> float:
-            y, z = batch.labels, torch.randn(n, config.latent, generator=batch.rng).to(where)
-            with autocast(config.precision, where):
-                fake = generator(z, y)
-                real, made = (adversarial.moved(x, config.augment, batch.rng) for x in (batch.images, fake.detach()))
-                loss = adversarial.discriminator_loss(discriminator(real, y), discriminator(made, y))
-                if config.r1 > 0:
-                    some = real[: max(1, n // PENALISED)].requires_grad_()
-                    penalty = adversarial.gradient_penalty(discriminator(some, y[: len(some)]), some)
-                    loss = loss + 0.5 * config.r1 * penalty
-            shown = telling.step(loss, batch.step)
-            with autocast(config.precision, where), adversarial.frozen(discriminator):
-                loss = adversarial.generator_loss(discriminator(adversarial.moved(fake, config.augment, batch.rng), y))
-            making.step(loss, batch.step)
-            return shown
-
-        adversarial.fit(
-            config, NAME, (generator, discriminator), (images, labels), update, draws=config.latent, clip=1.0, seed=seed,
-            folder=folder,
-        )  # fmt: skip
-        generator.cpu()
+        self.train(images, labels, seed=seed, folder=folder)
+        self.generator.cpu()
         return self
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        config, where = self.config, device()
-        generator = self.generator.to(where).eval()
+    def strength(self) -> float:
+        return self.config.augment
 
-        def make(y: Tensor, own: list[int]) -> Tensor:
-            with autocast(config.precision, where):
-                images: Tensor = generator(noise(own, (config.latent,)).to(where), y.to(where))
-            return images
+    def fake(self, batch: Batch) -> Tensor:
+        z = torch.randn(len(batch.labels), self.config.latent, generator=batch.rng).to(batch.labels.device)
+        images: Tensor = self.generator(z, batch.labels)
+        return images
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+    def lesson(self, real: Tensor, made: Tensor, batch: Batch) -> Tensor:
+        d, y, r1 = self.discriminator, batch.labels, self.config.r1
+        loss = adversarial.discriminator_loss(d(real, y), d(made, y))
+        if r1 > 0:
+            some = real[: max(1, len(real) // PENALISED)].requires_grad_()
+            loss = loss + 0.5 * r1 * adversarial.gradient_penalty(d(some, y[: len(some)]), some)
+        return loss
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.generator.state_dict(), self.config, self.shape, self.n_classes))
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.generator = model._generator()
-        model.generator.load_state_dict(stored.tensors)
-        return model
+    def draw(self, drawn: Tensor, labels: Tensor) -> Tensor:
+        images: Tensor = self.generator(drawn, labels)
+        return images
 
 
-class Generator(nn.Module):
-    """G(z, y): a linear map of (z, y) to the smallest grid, residual blocks up to the full one; norms scaled by (z, y).
-
-    The buffer `spread` holds share_y of adversarial.py, as measured last; the saved model carries it.
-    """
-
-    spread: Tensor
+class Generator(adversarial.Maker):
+    """G(z, y): a linear map of (z, y) to the smallest grid, residual blocks up to the full one; norms scaled by (z, y)."""
 
     def __init__(self, shape: tuple[int, int, int], n_classes: int, *, latent: int, width: int, depth: int) -> None:
-        super().__init__()
+        super().__init__(latent, n_classes)
         sides = adversarial.sides(shape[1])
         self.base, self.widths = sides[0], adversarial.widths(sides, width)
         embed = 4 * width
@@ -134,7 +104,6 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(8, width)
         self.out = nn.Conv2d(width, shape[0], 3, padding=1)
-        self.register_buffer("spread", torch.full((n_classes,), torch.nan))
         self.apply(_start)
         self.to(memory_format=torch.channels_last)
 

@@ -1,6 +1,6 @@
 """Naive models: a Gaussian, or a kernel density, for each class. The control that every other family must beat.
 
-All in the plane of the first d principal components V of the train images (m their mean), isotropic noise around it:
+Both live in the plane of the first d principal components V of the train images, m their mean. Around it is isotropic noise:
 
     x = m + V z + r,    r ~ N(0, s^2 (I - V V^T)),   s^2 the mean of the left-out eigenvalues   (Tipping & Bishop, 1999)
     gaussian   z | y ~ N(mu_y, S_y),   S_y = (1 - a) cov_y + a pooled,   a at least `shrinkage`, nearer 1 for fewer images
@@ -26,32 +26,35 @@ from pipeline.config import Count, Section, Share
 from pipeline.core.seeds import noise, rng
 from pipeline.errors import DataError
 from pipeline.generators.shared import density, gaussians
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, read_model, write_model
+from pipeline.generators.shared.base import GenerativeModel, Traits
 
 NAME = "naive"
-FLOOR = 1 / (
-    128 * math.sqrt(12)
-)  # least standard deviation, in units of [-1, 1]: that of a uniform place in a grey level's cell
+# Least standard deviation, in units of [-1, 1]: that of a uniform place in a grey level's cell.
+FLOOR = 1 / (128 * math.sqrt(12))
 
 
-class Config(Section):
+class NaiveConfig(Section):
     """The section `naive` of params.yaml."""
 
-    kind: Literal["gaussian", "kernel"]
-    components: Count
-    shrinkage: Share
-    bandwidth: Annotated[float, Field(gt=0.0)]
+    kind: Literal["gaussian", "kernel"] = "gaussian"
+    """gaussian | kernel: the density of each class"""
+    components: Count = 32
+    """principal components; the rest is isotropic noise"""
+    shrinkage: Share = 0.2
+    """gaussian: weight of the pooled covariance in that of each class, at least"""
+    bandwidth: Annotated[float, Field(gt=0.0)] = 0.3
+    """kernel: in units of the pooled standard deviation"""
 
 
-class Model(GenerativeModel):
+class Naive(GenerativeModel):
     """Class-conditional Gaussian with shrinkage, or kernel density."""
 
     traits = Traits(density="explicit", likelihood="exact")
-    Config = Config
+    name = NAME
+    Config = NaiveConfig
+    config: NaiveConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        assert isinstance(config, Config)
-        self.config, self.shape, self.n_classes = config, shape, n_classes
+    def build(self) -> None:
         self.state: dict[str, Tensor] = {}
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
@@ -110,15 +113,11 @@ class Model(GenerativeModel):
         total: Tensor = off + out
         return total
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.state, self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return self.state
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.state = stored.tensors
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.state = tensors
 
 
 def _normal(gaps: Tensor, factors: Tensor) -> Tensor:

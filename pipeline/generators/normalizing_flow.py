@@ -35,12 +35,12 @@ from zuko.transforms import (
     MonotonicRQSTransform,
 )
 
-from pipeline.config import Count, Section, Share
+from pipeline.config import Count, Share
 from pipeline.core.seeds import noise as noise_of
 from pipeline.core.seeds import rng, torch_stream
 from pipeline.generators.shared import augmentation, density
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.base import GenerativeModel, Traits
+from pipeline.generators.shared.batches import Batch, Decay, Precision, Trained, blockwise, train
 from pipeline.generators.shared.gaussians import class_means
 from pipeline.runtime.parallel import Dropout, share
 from pipeline.runtime.training import autocast, device, threads
@@ -49,18 +49,35 @@ NAME = "normalizing_flow"
 FLOOR = 1e-6  # least variance of a logit: constant pixels keep a density
 
 
-class Config(Trained):
+class NormalizingFlowConfig(Trained):
     """The section `normalizing_flow` of params.yaml."""
 
-    components: Annotated[int, Field(ge=2)]
-    couplings: Count
-    width: Count
-    bins: Annotated[int, Field(ge=2)]
-    dropout: Share
-    weight_decay: Annotated[float, Field(ge=0.0)]
-    shrinkage: Annotated[float, Field(ge=0.0)]
-    noise: Annotated[float, Field(ge=0.0)]
-    temperature: Annotated[float, Field(ge=0.0)]
+    components: Annotated[int, Field(ge=2)] = 64
+    """principal directions that the flow moves; the rest is Gaussian noise of one variance"""
+    couplings: Count = 4
+    """spline couplings, each of which moves half of the directions"""
+    width: Count = 128
+    """units of a coupling's network"""
+    bins: Annotated[int, Field(ge=2)] = 4
+    """pieces of a spline"""
+    dropout: Share = 0.0
+    """share of units dropped inside the couplings' networks"""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """of matrices, not of gains and biases"""
+    shrinkage: Annotated[float, Field(ge=0.0)] = 0.3
+    """added to every variance before whitening, in units of their mean"""
+    noise: Annotated[float, Field(ge=0.0)] = 0.45
+    """Gaussian noise while fitting, in units of a class's spread: the bandwidth of a kernel density"""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.75
+    """scale of the noise when sampling: 1 is the model itself, lower is purer and less varied"""
+    steps: Count = 1400
+    """optimiser steps"""
+    ema: Decay = 0.99
+    """decay of the weights' moving average, per step"""
+    augment: Share = 0.0
+    """probability of each non-leaking augmentation"""
+    precision: Precision = "fp32"
+    """auto | fp32 | bf16: bf16 samples are not quite those of the exact density"""
 
 
 class Whitening(nn.Module):
@@ -119,7 +136,7 @@ class Coupling(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, n_classes: int, config: Config) -> None:
+    def __init__(self, mask: Tensor, n_classes: int, config: NormalizingFlowConfig) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
         kept, width, bins = int(mask.sum()), config.width, config.bins
@@ -155,7 +172,7 @@ class Coupling(nn.Module):
 class Flow(nn.Module):
     """Whitening, couplings, and the means (k, d) of the base."""
 
-    def __init__(self, dim: int, n_classes: int, config: Config) -> None:
+    def __init__(self, dim: int, n_classes: int, config: NormalizingFlowConfig) -> None:
         super().__init__()
         d = min(config.components, dim)
         self.whitening = Whitening(dim, d)
@@ -182,24 +199,24 @@ class Flow(nn.Module):
         return out
 
 
-class Model(GenerativeModel):
+class NormalizingFlow(GenerativeModel):
     """Class-conditional spline-coupling flow."""
 
     traits = Traits(density="explicit", likelihood="exact", data_parallel=True)
-    Config = Config
+    name = NAME
+    Config = NormalizingFlowConfig
+    config: NormalizingFlowConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        assert isinstance(config, Config)
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.network = self._build(0)  # until fit or load
+    def build(self) -> None:
+        self.network = self._network(seed=0)
 
-    def _build(self, seed: int) -> Flow:
+    def _network(self, seed: int) -> Flow:
         with torch_stream(seed, NAME, "weights"):
             return Flow(math.prod(self.shape), self.n_classes, self.config)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where, dim = self.config, device(), math.prod(self.shape)
-        self.network = network = self._build(seed)
+        self.network = network = self._network(seed)
         with threads(config.threads), torch_stream(seed, NAME, "whitening"), torch.no_grad():
             x, _ = density.to_logits(density.dequantise(images, rng(seed, NAME, "whitening")).double().flatten(1))
             network.whitening.fit(x, labels, config.shrinkage)
@@ -220,22 +237,17 @@ class Model(GenerativeModel):
         train(network, config, (images, labels), loss, weight_decay=decay, seed=seed, name=NAME, folder=folder)
         return self
 
-    @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Base noise times `temperature`, back through the flow: 1 is the model itself, 0 one image a class."""
-        config, where = self.config, device()
-        network = self.network.to(where).eval()
-        d = network.whitening.basis.shape[1]
+        config, network, d = self.config, self.network, self.network.whitening.basis.shape[1]
 
-        def make(labels: Tensor, seeds: list[int]) -> Tensor:
-            noise = config.temperature * noise_of(seeds, (d + math.prod(self.shape),)).to(where)
-            y, none = labels.to(where), torch.zeros(len(labels), augmentation.CONDITIONS, device=where)
-            with autocast(config.precision, where):
-                z = network.transform(y, none).inv(network.means[y] + noise[:, :d])
+        def make(y: Tensor, own: list[int]) -> Tensor:
+            noise = config.temperature * noise_of(own, (d + math.prod(self.shape),)).to(y.device)
+            with autocast(config.precision, y.device):
+                z = network.transform(y, augmentation.unmoved(y)).inv(network.means[y] + noise[:, :d])
             return density.from_logits(network.whitening.inverse(z.float(), noise[:, d:])).view(-1, *self.shape)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+        return blockwise(network, config, make, labels, seeds, self.shape)
 
     @torch.no_grad()
     def log_prob(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -255,12 +267,8 @@ class Model(GenerativeModel):
             done = [block(images[i : i + size].cpu(), labels[i : i + size].cpu()) for i in starts]
         return torch.cat(done) if done else torch.empty(0, dtype=torch.float64)
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.network.state_dict(), self.config, self.shape, self.n_classes))
+    def tensors(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.network.load_state_dict(stored.tensors)
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pipeline.config import FAMILIES, Params, Section, parse
-from pipeline.errors import ConfigError
+from pipeline.config import Params, Section, parse
+from pipeline.registry import GENERATORS
 
 if TYPE_CHECKING:
     from pipeline.generators.shared.base import GenerativeModel
@@ -14,9 +13,7 @@ if TYPE_CHECKING:
 
 def family(name: str) -> type[GenerativeModel]:
     """The class of the family `name`. Raises ConfigError for an unknown one."""
-    if name not in FAMILIES:
-        raise ConfigError(f"generator {name!r}", expected=f"one of {', '.join(FAMILIES)}")
-    model: type[GenerativeModel] = import_module(f"pipeline.generators.{name}").Model
+    model: type[GenerativeModel] = GENERATORS.load(name)
     return model
 
 

@@ -1,9 +1,9 @@
 """A pool of labelled synthetic images, shard by shard.
 
-Every class gets ceil(surplus * fill_to) images, since some will be rejected: enough to fill any class to the threshold, and,
-the real images left away, for the classification accuracy score of all classes. Each image has its own seed, derived from its
-family, class and number: shards, workers and retries cannot change it. A shard appears whole or not at all, where
-pipeline/runtime/engine.py has it made, and a killed run goes on with the missing ones.
+Every class gets ceil(surplus * fill_to) images, since some will be rejected. That is enough to fill any class to the threshold,
+and for the classification accuracy score, which leaves the real images away. Each image has its own seed, derived from its
+family, class and number: shards, workers and retries cannot change it. pipeline/runtime/engine.py has the shards made. A shard
+appears whole or not at all, and a killed run goes on with the missing ones.
 
 `sources` of a row are the train images of its class that its model was fitted on.
 """
@@ -34,7 +34,7 @@ from pipeline.runtime import engine
 
 @dataclass(frozen=True)
 class Plan:
-    """What to sample: row i is image `ids[i]` of class number `labels[i]` from `seeds[i]`, come from `sources[i]`."""
+    """What to sample: row i is image `ids[i]` of class number `labels[i]` from `seeds[i]`, and comes from `sources[i]`."""
 
     ids: list[str]
     labels: list[int]

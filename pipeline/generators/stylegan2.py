@@ -18,7 +18,6 @@ No density: samples alone. Sampling may draw w towards its average of the class:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
@@ -28,115 +27,100 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Count, Section, Share
-from pipeline.core.seeds import noise, rng, torch_stream
+from pipeline.config import Count, Share
+from pipeline.core.seeds import rng
 from pipeline.generators.shared import adversarial
-from pipeline.generators.shared.adversarial import Adversarial
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.shared.batches import Batch
-from pipeline.runtime.training import Learner, autocast, device, threads
+from pipeline.generators.shared.adversarial import Adversarial, AdversarialModel
+from pipeline.generators.shared.base import Traits
+from pipeline.generators.shared.batches import Batch, Rate
+from pipeline.runtime.training import threads
 
 NAME = "stylegan2"
 AVERAGED = 1000  # z behind the average w of a class
-CLIP = 10.0  # of the gradient's norm: the lazy penalty comes seldom and large, and must not be cut away
 MAPPING_RATE = 0.1  # the mapping network learns at this share of lr (Karras et al., 2019, appendix C, has 0.01 for longer runs)
 REMEMBER = 0.9  # share of r that one step keeps
 
 
-class Config(Adversarial):
+class StyleGan2Config(Adversarial):
     """The section `stylegan2` of params.yaml."""
 
-    width: Annotated[int, Field(ge=4)]
-    mapping_layers: Count
-    style_mixing: Share
-    r1_every: Count
-    ada_target: Share
-    ada_images: Count
-    truncation: Share
+    latent: Count = 32
+    """numbers in z and in w"""
+    width: Annotated[int, Field(ge=4)] = 24
+    """channels at full resolution; doubled with each halving, up to 4 times"""
+    mapping_layers: Count = 1
+    """layers from z to w; 8 as published, for longer runs on more images"""
+    style_mixing: Share = 0.0
+    """share of training images with two styles; 0.9 as published, which harms short runs on few images"""
+    r1: Annotated[float, Field(ge=0.0)] = 0.05
+    """weight of the gradient penalty on real images"""
+    r1_every: Count = 4
+    """steps from one penalty to the next, which then counts as many times"""
+    ada_target: Share = 0.3
+    """mean sign of D on real images above which augmentation rises; 0 is undecided, 1 is sure of all"""
+    ada_images: Count = 2000
+    """images in which the probability of augmentation may rise from 0 to 1"""
+    truncation: Share = 1.0
+    """1 is none; 0 gives every image the average style of its class"""
+    steps: Count = 1500
+    """optimiser steps of both networks"""
+    lr: Rate = 0.003
+    """learning rate of the generator, warmed up, then cosine to 0; the discriminator's is three times as much"""
+    class_power: Share = 0.8
+    """classes are drawn in proportion to n^(1 - class_power)"""
+    augment: Share = 0.6
+    """most that the probability of each nudge may reach"""
 
 
-class Model(GenerativeModel):
+class StyleGan2(AdversarialModel):
     """Class-conditional StyleGAN2-ADA."""
 
+    name = NAME
     traits = Traits(density="implicit", likelihood="none")
-    Config = Config
+    Config = StyleGan2Config
+    config: StyleGan2Config
+    clip = 10.0  # the lazy penalty comes seldom and large, and must not be cut away
+    generator: Generator
+    discriminator: Discriminator
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """Raises ConfigError where the image size is no small grid doubled, or augmentation would leak."""
-        assert isinstance(config, Config)
-        adversarial.check(config, NAME, shape[1])
-        self.config, self.shape, self.n_classes = config, shape, n_classes
-        self.generator: nn.Module = nn.Identity()  # until fit or load
-
-    def _generator(self) -> Generator:
-        config = self.config
-        return Generator(
-            self.shape, self.n_classes, latent=config.latent, width=config.width, mapping_layers=config.mapping_layers
+    def players(self) -> tuple[Generator, Discriminator]:
+        config, shape, n_classes = self.config, self.shape, self.n_classes
+        return (
+            Generator(shape, n_classes, latent=config.latent, width=config.width, mapping_layers=config.mapping_layers),
+            Discriminator(shape, n_classes, width=config.width),
         )
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
-        config, where, n = self.config, device(), self.config.batch_images
-        with torch_stream(seed, NAME, "weights"):
-            self.generator = generator = self._generator().to(where)
-            discriminator = Discriminator(self.shape, self.n_classes, width=config.width).to(where)
-
-        def update(batch: Batch, making: Learner, telling: Learner) -> float:
-            k, y, stream, p = batch.step, batch.labels, batch.rng, float(discriminator.p)
-            drawn = torch.randn(n, generator.draws, generator=stream).to(where)
-            other = torch.randn(n, config.latent, generator=stream).to(where)
-            cut = crossover(n, generator.layers, config.style_mixing, stream).to(where)
-            with autocast(config.precision, where):
-                z, noises = drawn.tensor_split([config.latent], dim=1)
-                fake = generator.synthesis(
-                    mixed(generator.mapping(z, y), generator.mapping(other, y), cut, generator.layers), noises
-                )
-                real, made = (adversarial.moved(x, p, stream) for x in (batch.images, fake.detach()))
-                penalised = config.r1 > 0 and k % config.r1_every == 0
-                logits = discriminator(real.requires_grad_(penalised), y)
-                loss = adversarial.discriminator_loss(logits, discriminator(made, y))
-                if penalised:
-                    loss = loss + 0.5 * config.r1 * config.r1_every * adversarial.gradient_penalty(logits, real)
-            shown = telling.step(loss, k)
-            discriminator.adapt(logits, config.ada_target, n / config.ada_images, config.augment)
-            with autocast(config.precision, where), adversarial.frozen(discriminator):
-                loss = adversarial.generator_loss(discriminator(adversarial.moved(fake, p, stream), y))
-            making.step(loss, k)
-            return shown
-
-        adversarial.fit(
-            config, NAME, (generator, discriminator), (images, labels), update, draws=generator.draws, clip=CLIP, seed=seed,
-            folder=folder,
-        )  # fmt: skip
-        with threads(config.threads):
-            generator.take_averages(rng(seed, NAME, "averages"))
-        generator.cpu()
+        self.train(images, labels, seed=seed, folder=folder)
+        with threads(self.config.threads):
+            self.generator.take_averages(rng(seed, NAME, "averages"))
+        self.generator.cpu()
         return self
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        config, where = self.config, device()
-        generator = self.generator.to(where).eval()
-        assert isinstance(generator, Generator)
-        draws = generator.draws
+    def strength(self) -> float:
+        return float(self.discriminator.p)
 
-        def make(y: Tensor, own: list[int]) -> Tensor:
-            with autocast(config.precision, where):
-                images: Tensor = generator(noise(own, (draws,)).to(where), y.to(where), config.truncation)
-            return images
+    def fake(self, batch: Batch) -> Tensor:
+        config, generator, y, n = self.config, self.generator, batch.labels, len(batch.labels)
+        drawn = torch.randn(n, generator.draws, generator=batch.rng).to(y.device)
+        other = torch.randn(n, config.latent, generator=batch.rng).to(y.device)
+        cut = crossover(n, generator.layers, config.style_mixing, batch.rng).to(y.device)
+        z, noises = drawn.tensor_split([config.latent], dim=1)
+        return generator.synthesis(mixed(generator.mapping(z, y), generator.mapping(other, y), cut, generator.layers), noises)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+    def lesson(self, real: Tensor, made: Tensor, batch: Batch) -> Tensor:
+        config, d, y = self.config, self.discriminator, batch.labels
+        penalised = config.r1 > 0 and batch.step % config.r1_every == 0
+        logits = d(real.requires_grad_(penalised), y)
+        loss = adversarial.discriminator_loss(logits, d(made, y))
+        if penalised:
+            loss = loss + 0.5 * config.r1 * config.r1_every * adversarial.gradient_penalty(logits, real)
+        d.adapt(logits, config.ada_target, len(real) / config.ada_images, config.augment)  # for the next step
+        return loss
 
-    def save(self, folder: Path) -> None:
-        write_model(folder, NAME, Stored(self.generator.state_dict(), self.config, self.shape, self.n_classes))
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.generator = model._generator()
-        model.generator.load_state_dict(stored.tensors)
-        return model
+    def draw(self, drawn: Tensor, labels: Tensor) -> Tensor:
+        images: Tensor = self.generator(drawn, labels, self.config.truncation)
+        return images
 
 
 def crossover(n: int, layers: int, probability: float, rng: torch.Generator) -> Tensor:
@@ -231,30 +215,26 @@ class Mapping(nn.Module):
         return w.float()
 
 
-class Generator(nn.Module):
+class Generator(adversarial.Maker):
     """Mapping and synthesis network. All that is random in an image is one row of `draws` numbers: z, then its noises.
 
-    Buffers, saved with the weights: `average` (n_classes, latent), the mean w of each class, and `spread` (n_classes,), the
-    share_y of adversarial.py as measured last.
+    The buffer `average` (n_classes, latent) holds the mean w of each class; the saved model carries it.
     """
 
     average: Tensor
-    spread: Tensor
 
     def __init__(self, shape: tuple[int, int, int], n_classes: int, *, latent: int, width: int, mapping_layers: int) -> None:
-        super().__init__()
         sides = adversarial.sides(shape[1])
         widths = adversarial.widths(sides, width)
-        self.latent, self.layers = latent, 2 * len(sides) - 1
-        self.sizes = [side for i, side in enumerate(sides) for _ in range(1 if i == 0 else 2)]
-        self.draws = latent + sum(side**2 for side in self.sizes)
+        sizes = [side for i, side in enumerate(sides) for _ in range(1 if i == 0 else 2)]
+        super().__init__(latent + sum(side**2 for side in sizes), n_classes)
+        self.latent, self.layers, self.sizes = latent, 2 * len(sides) - 1, sizes
         self.mapping = Mapping(n_classes, latent, mapping_layers)
         self.constant = nn.Parameter(torch.randn(1, widths[0], sides[0], sides[0]))
         channels = [widths[0], *(c for c in widths for _ in range(2))]
         self.convolutions = nn.ModuleList(Styled(channels[i], channels[i + 1], latent) for i in range(self.layers))
         self.outputs = nn.ModuleList(Styled(c, shape[0], latent, kernel=1, plain=True) for c in widths)
         self.register_buffer("average", torch.zeros(n_classes, latent))
-        self.register_buffer("spread", torch.full((n_classes,), torch.nan))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, drawn: Tensor, labels: Tensor, truncation: float = 1.0) -> Tensor:

@@ -30,35 +30,50 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Count, Section, Share
+from pipeline.config import Count, Share
 from pipeline.core.seeds import noise, rng, torch_stream
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.shared import gaussians
-from pipeline.generators.shared.augmentation import CONDITIONS
-from pipeline.generators.shared.base import GenerativeModel, Stored, Traits, in_blocks, read_model, write_model
-from pipeline.generators.shared.batches import Batch, Trained, train
+from pipeline.generators.shared.augmentation import CONDITIONS, unmoved
+from pipeline.generators.shared.base import GenerativeModel, Traits
+from pipeline.generators.shared.batches import Batch, Rate, Trained, blockwise, train
 from pipeline.generators.shared.density import dequantise
 from pipeline.generators.shared.networks.unet import Block, zero
 from pipeline.runtime.parallel import share
-from pipeline.runtime.training import autocast, device, threads
+from pipeline.runtime.training import autocast, device
 
 NAME = "vae"
 LOG_2PI = math.log(2 * math.pi)
 LEAST, MOST = -7.0, 3.0  # of log_std: keeps its exponential finite when a fit starts
 
 
-class Config(Trained):
+class VaeConfig(Trained):
     """The section `vae` of params.yaml."""
 
-    kind: Literal["variational", "plain"]
-    mode: Literal["prior", "interpolate"]
-    latent_dim: Count
-    beta: Annotated[float, Field(ge=0.0)]
-    decoder_noise: bool
-    bound_samples: Count
-    width: Annotated[int, Field(ge=8, multiple_of=8)]
-    patch: Count
-    dropout: Share
+    kind: Literal["variational", "plain"] = "variational"
+    """variational | plain: no KL, no noise; a Gaussian is fitted to the codes of each class"""
+    mode: Literal["prior", "interpolate"] = "interpolate"
+    """prior | interpolate: new codes from the Gaussian, or between those of two train images of the class"""
+    latent_dim: Count = 16
+    """numbers in a code"""
+    beta: Annotated[float, Field(ge=0.0)] = 1.0
+    """variational: weight of the KL; 1 is the bound itself"""
+    decoder_noise: bool = True
+    """variational: add the decoder's noise to samples; grainy, but with `prior` draws of the density"""
+    bound_samples: Count = 32
+    """importance samples behind log_prob"""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """channels at full resolution, a multiple of 8"""
+    patch: Count = 1
+    """space-to-depth factor at the input"""
+    dropout: Share = 0.2
+    """share of channels dropped inside the blocks"""
+    steps: Count = 1000
+    """optimiser steps"""
+    lr: Rate = 0.003
+    """learning rate of AdamW, warmed up, then cosine to 0"""
+    augment: Share = 0.1
+    """probability of each non-leaking augmentation"""
 
 
 @dataclass(frozen=True)
@@ -153,38 +168,39 @@ def halvings(size: int) -> list[int]:
     return sizes
 
 
-class Model(GenerativeModel):
+class Vae(GenerativeModel):
     """Conditional variational autoencoder, or its plain sibling."""
 
     traits = Traits(density="approximate", likelihood="bound", data_parallel=True)
-    Config = Config
+    name = NAME
+    Config = VaeConfig
+    config: VaeConfig
 
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+    def build(self) -> None:
         """Raises ConfigError where the image size is no multiple of the patch."""
-        assert isinstance(config, Config)
-        if shape[1] % config.patch:
+        config = self.config
+        if self.shape[1] % config.patch:
             raise ConfigError(
-                f"data.image_size={shape[1]} with vae.patch={config.patch}",
+                f"data.image_size={self.shape[1]} with vae.patch={config.patch}",
                 expected=f"a multiple of {config.patch}",
                 remedy="set vae.patch=1",
             )
-        self.config, self.shape, self.n_classes = config, shape, n_classes
         if config.kind == "plain":
             self.traits = Traits(density="implicit", likelihood="none", data_parallel=True)
-        self.network: Autoencoder
+        self.network = self._network(seed=0)
         self.codes: dict[str, Tensor] = {}  # of the train images: mean and log_std (n, d), labels (n,)
 
-    def _build(self) -> Autoencoder:
+    def _network(self, seed: int) -> Autoencoder:
         config = self.config
-        return Autoencoder(
-            self.shape, self.n_classes, latent=config.latent_dim, width=config.width, patch=config.patch,
-            dropout=config.dropout, conditions=CONDITIONS,
-        )  # fmt: skip
+        with torch_stream(seed, NAME, "weights"):
+            return Autoencoder(
+                self.shape, self.n_classes, latent=config.latent_dim, width=config.width, patch=config.patch,
+                dropout=config.dropout, conditions=CONDITIONS,
+            )  # fmt: skip
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
         config, where = self.config, device()
-        with torch_stream(seed, NAME, "weights"):
-            self.network = network = self._build()
+        self.network = network = self._network(seed)
 
         def loss(batch: Batch) -> Tensor:
             x = dequantise(batch.images, batch.rng)
@@ -204,40 +220,33 @@ class Model(GenerativeModel):
         self.codes = self._encode(images, labels)
         return self
 
-    @torch.no_grad()
     def _encode(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """mean and log_std (n, d) of q(z | x, y), with the labels."""
-        where, config = device(), self.config
-        network, none = self.network.to(where).eval(), torch.zeros(config.block_images, CONDITIONS, device=where)
+        network, d = self.network, self.config.latent_dim
 
         def make(y: Tensor, rows: list[int]) -> Tensor:
-            code = network.encode(images[rows].to(where), y.to(where), none)
+            code = network.encode(images[rows].to(y.device), y, unmoved(y))
             return torch.cat([code.mean, code.log_std], 1)
 
-        with threads(config.threads):
-            both = in_blocks(make, labels, range(len(labels)), config.block_images, (2 * config.latent_dim,))
-        mean, log_std = both.chunk(2, 1)
+        mean, log_std = blockwise(network, self.config, make, labels, range(len(labels)), (2 * d,)).chunk(2, 1)
         return {"mean": mean, "log_std": log_std, "labels": labels.clone()}
 
-    @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Raises DataError where codes of train images are needed and the class has none."""
-        where, config, d = device(), self.config, self.config.latent_dim
-        network, none = self.network.to(where).eval(), torch.zeros(config.block_images, CONDITIONS, device=where)
-        sigma = network.log_sigma.exp().cpu() * (config.decoder_noise and config.kind == "variational")
+        network, config, d = self.network, self.config, self.config.latent_dim
 
         def make(y: Tensor, own: list[int]) -> Tensor:
-            drawn = noise(own, (3 + d + math.prod(self.shape),))
+            drawn, label = noise(own, (3 + d + math.prod(self.shape),)), y.cpu()
             if config.mode == "interpolate":
-                z = self._between(y, torch.special.ndtr(drawn[:, :3]), drawn[:, 3 : d + 3])
+                z = self._between(label, torch.special.ndtr(drawn[:, :3]), drawn[:, 3 : d + 3])
             else:
-                z = self._fitted(y, drawn[:, 3 : d + 3]) if config.kind == "plain" else drawn[:, 3 : d + 3]
-            with autocast(config.precision, where):
-                mean = network.decode(z.to(where), y.to(where), none).cpu()
+                z = self._fitted(label, drawn[:, 3 : d + 3]) if config.kind == "plain" else drawn[:, 3 : d + 3]
+            with autocast(config.precision, y.device):
+                mean = network.decode(z.to(y.device), y, unmoved(y)).cpu()
+            sigma = network.log_sigma.exp().cpu() * (config.decoder_noise and config.kind == "variational")
             return (mean + sigma * drawn[:, d + 3 :].view_as(mean)).clamp(-1.0, 1.0)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, seeds, config.block_images, self.shape)
+        return blockwise(network, config, make, labels, seeds, self.shape)
 
     def _between(self, labels: Tensor, places: Tensor, eps: Tensor) -> Tensor:
         """Codes (n, d) between two train images of each label; `places` (n, 3) in (0, 1) choose the first, the second, how far.
@@ -276,18 +285,16 @@ class Model(GenerativeModel):
             raise ConfigError("vae.kind=plain has no density", expected="vae.kind=variational", remedy="set it and fit again")
         return self._log_weights(images, labels).double().logsumexp(1) - math.log(self.config.bound_samples)
 
-    @torch.no_grad()
     def _log_weights(self, images: Tensor, labels: Tensor) -> Tensor:
         """log p(x | z_k, y) p(z_k) / q(z_k | x, y) float64 (n, bound_samples)."""
-        where, config = device(), self.config
-        network, none = self.network.to(where).eval(), torch.zeros(config.block_images, CONDITIONS, device=where)
-        draws = torch.randn(config.bound_samples, config.latent_dim, generator=rng(0, NAME, "bound")).to(where)
+        network, config = self.network, self.config
+        draws = torch.randn(config.bound_samples, config.latent_dim, generator=rng(0, NAME, "bound"))
 
         def make(y: Tensor, rows: list[int]) -> Tensor:
             # No autocast: pixels in bf16 would be far off in units of a small sigma.
-            x, y = images[rows].to(where), y.to(where)
+            x, none = images[rows].to(y.device), unmoved(y)
             code, log_sigma, logs = network.encode(x, y, none), wide(network.log_sigma), []
-            for eps in draws:
+            for eps in draws.to(y.device):
                 off = code.log_std.exp() * eps
                 z = code.mean + off
                 likelihood = log_normal(wide(x - network.decode(z, y, none)), log_sigma)
@@ -298,24 +305,19 @@ class Model(GenerativeModel):
                 logs.append(likelihood + prior - posterior)
             return torch.stack(logs, 1)
 
-        with threads(config.threads):
-            return in_blocks(make, labels, range(len(labels)), config.block_images, (config.bound_samples,))
+        return blockwise(network, config, make, labels, range(len(labels)), (config.bound_samples,))
 
-    def save(self, folder: Path) -> None:
+    def tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"codes.{name}": value for name, value in self.codes.items()}
-        write_model(folder, NAME, Stored(tensors, self.config, self.shape, self.n_classes))
+        return tensors | {f"codes.{name}": value for name, value in self.codes.items()}
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        stored = read_model(folder, NAME, Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.network = model._build()
-        model.network.load_state_dict(
-            {k.removeprefix("network."): v for k, v in stored.tensors.items() if k.startswith("network.")}
-        )
-        model.codes = {k.removeprefix("codes."): v for k, v in stored.tensors.items() if k.startswith("codes.")}
-        return model
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(_under("network.", tensors))
+        self.codes = _under("codes.", tensors)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def log_normal(gap: Tensor, log_std: Tensor) -> Tensor:

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.contracts_settings import CLASSES, SETTINGS, SHAPE, digits
-from pipeline.config import FAMILIES
 from pipeline.core.images import to_uint8
 from pipeline.errors import DataError
 from pipeline.generators.registry import family
 from pipeline.generators.shared import density
 from pipeline.generators.shared.base import GenerativeModel, HasEnergy, HasLogProb
 from pipeline.generators.shared.batches import Trained
+from pipeline.registry import GENERATORS
 from pipeline.runtime import training
 
+FAMILIES = tuple(GENERATORS.ours)
+EXAMPLE = "mean"  # the family that docs/generators.md writes out
+PAGE = Path(__file__).parents[2] / "docs/generators.md"
 
-@pytest.fixture(scope="module", params=FAMILIES)
+
+@pytest.fixture(scope="module", autouse=True)
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The example of the page is a module, and registered as a package would register it."""
+    module = tmp_path_factory.mktemp("package") / "module_of_the_page.py"
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    module.write_text(code, encoding="utf-8")
+    points = {EXAMPLE: EntryPoint(EXAMPLE, f"{module.stem}:Mean", GENERATORS.group)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(module.parent)
+        patch.setitem(GENERATORS.__dict__, "outside", points)
+        yield
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, EXAMPLE])
 def fitted(request: pytest.FixtureRequest) -> GenerativeModel:
     kind = family(request.param)
-    model = kind(kind.Config(**SETTINGS[request.param]), shape=SHAPE, n_classes=CLASSES)
+    model = kind(kind.Config(**SETTINGS.get(request.param, {})), shape=SHAPE, n_classes=CLASSES)
     return model.fit(*digits(), seed=1)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, EXAMPLE])
+def test_every_setting_has_a_valid_default_and_a_line_that_explains_it(name: str) -> None:
+    kind = family(name)
+    assert kind.name == name
+    assert kind.Config.model_validate(kind.Config().model_dump()) == kind.Config()
+    for key, field in kind.Config.model_fields.items():
+        assert field.description and "\n" not in field.description and len(field.description) <= 110, key
 
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 1])
@@ -68,7 +97,7 @@ def test_a_torn_or_foreign_file_is_refused(fitted: GenerativeModel, tmp_path: Pa
     with pytest.raises(DataError, match=r"model\.safetensors"):
         type(fitted).load(tmp_path)
     other = family("naive" if type(fitted) is not family("naive") else "external")
-    kind = other(other.Config(**SETTINGS[other.__module__.rsplit(".", 1)[1]]), shape=SHAPE, n_classes=CLASSES)
+    kind = other(other.Config(**SETTINGS[other.name]), shape=SHAPE, n_classes=CLASSES)
     kind.fit(*digits(), seed=0).save(tmp_path)
     with pytest.raises(DataError, match="family"):
         type(fitted).load(tmp_path)

@@ -11,18 +11,18 @@ from torch import Tensor
 from helpers.contracts_settings import SETTINGS
 from pipeline.core.images import to_uint8
 from pipeline.errors import ConfigError
-from pipeline.generators.autoregressive import Config, Model, cosines, neighbours, raster
+from pipeline.generators.autoregressive import Autoregressive, AutoregressiveConfig, cosines, neighbours, raster
 from pipeline.generators.shared import augmentation, density
 
 Shape = tuple[int, int, int]
 
 
-def build(shape: Shape, **changes: object) -> Model:
+def build(shape: Shape, **changes: object) -> Autoregressive:
     settings = {**SETTINGS["autoregressive"], "levels": 4, "patch": 1, "width": 16, "dropout": 0.0, **changes}
-    return Model(Config(**settings), shape=shape, n_classes=2)
+    return Autoregressive(AutoregressiveConfig(**settings), shape=shape, n_classes=2)
 
 
-def wild(shape: Shape, **changes: object) -> Model:
+def wild(shape: Shape, **changes: object) -> Autoregressive:
     """A model with large random weights: every input matters."""
     model, rng = build(shape, **changes), torch.Generator().manual_seed(3)
     for parameter in model.network.parameters():
@@ -37,7 +37,7 @@ def every_image(shape: Shape, levels: int) -> Tensor:
     return ((grid + 0.5) * 2 / levels - 1).view(-1, *shape).float()
 
 
-def probabilities(model: Model, images: Tensor, label: int) -> Tensor:
+def probabilities(model: Autoregressive, images: Tensor, label: int) -> Tensor:
     volume = (2 / model.config.levels) ** images[0].numel()
     return model.log_prob(images, torch.full((len(images),), label)).exp() * volume
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from helpers.contracts_settings import SETTINGS, digits
-from pipeline.generators.diffusion import Config, Model, bound, bound_levels, integrate, place, stratified
+from pipeline.generators.diffusion import Diffusion, DiffusionConfig, bound, bound_levels, integrate, place, stratified
 from pipeline.generators.shared import denoising, noise
 
 SHAPE = (1, 8, 8)
 SPREAD = 0.7
 
 
-def build(**changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["diffusion"], **changes}), shape=SHAPE, n_classes=3)
+def build(**changes: object) -> Diffusion:
+    return Diffusion(DiffusionConfig(**{**SETTINGS["diffusion"], **changes}), shape=SHAPE, n_classes=3)
 
 
 def exact(z: Tensor, s: float) -> Tensor:

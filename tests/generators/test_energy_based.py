@@ -13,19 +13,19 @@ from helpers.contracts_settings import SETTINGS, digits
 from pipeline.core.seeds import derive, noise
 from pipeline.errors import ConfigError, Diverged
 from pipeline.generators import energy_based
-from pipeline.generators.energy_based import Chains, Config, Gaussians, Model, langevin, slope
+from pipeline.generators.energy_based import Chains, EnergyBased, EnergyBasedConfig, Gaussians, langevin, slope
 from pipeline.generators.shared.base import HasEnergy, HasLogProb
 from pipeline.runtime.training import Learner
 
 SHAPE, CLASSES = (1, 8, 8), 3
 
 
-def build(**changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["energy_based"], **changes}), shape=SHAPE, n_classes=CLASSES)
+def build(**changes: object) -> EnergyBased:
+    return EnergyBased(EnergyBasedConfig(**{**SETTINGS["energy_based"], **changes}), shape=SHAPE, n_classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Model:
+def fitted() -> EnergyBased:
     return build(augment=0.0, steps=200, lr=0.01).fit(*digits(), seed=3)
 
 
@@ -158,7 +158,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights_and_chains(tmp_path: Path, mon
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_energy_prefers_real_images_to_noise_and_the_right_class(fitted: Model) -> None:
+def test_the_energy_prefers_real_images_to_noise_and_the_right_class(fitted: EnergyBased) -> None:
     images, labels = digits()
     right = fitted.energy(images, labels)
     assert right.dtype == torch.float64 and right.shape == labels.shape
@@ -168,7 +168,7 @@ def test_the_energy_prefers_real_images_to_noise_and_the_right_class(fitted: Mod
         assert float((right < fitted.energy(images, (labels + other) % CLASSES)).double().mean()) > 0.9
 
 
-def test_the_network_tilts_the_gaussian_towards_real_images(fitted: Model) -> None:
+def test_the_network_tilts_the_gaussian_towards_real_images(fitted: EnergyBased) -> None:
     """What is learned beyond the Gaussian: f is higher at noisy real images than at draws of the Gaussian."""
     images, labels = digits()
     none = torch.zeros(len(images), 9)
@@ -179,13 +179,13 @@ def test_the_network_tilts_the_gaussian_towards_real_images(fitted: Model) -> No
     assert float(gap.mean()) > 0.2
 
 
-def test_it_has_an_energy_and_no_likelihood(fitted: Model) -> None:
+def test_it_has_an_energy_and_no_likelihood(fitted: EnergyBased) -> None:
     assert isinstance(fitted, HasEnergy) and not isinstance(fitted, HasLogProb) and not hasattr(fitted, "log_prob")
 
 
-def test_a_saved_model_has_the_same_energies_and_leaves_its_chains_behind(fitted: Model, tmp_path: Path) -> None:
+def test_a_saved_model_has_the_same_energies_and_leaves_its_chains_behind(fitted: EnergyBased, tmp_path: Path) -> None:
     fitted.save(tmp_path)
-    again, (images, labels) = Model.load(tmp_path), digits()
+    again, (images, labels) = EnergyBased.load(tmp_path), digits()
     assert torch.equal(again.energy(images, labels), fitted.energy(images, labels))
     assert again.chains is None and fitted.chains is not None
     y, seeds = torch.tensor([0, 1, 2]), [1, 2, 3]
@@ -215,7 +215,7 @@ def test_slopes_are_gradients_also_where_gradients_are_off() -> None:
         torch.testing.assert_close(slope(lambda x: x.pow(3).sum(1), x), 3 * x**2)
 
 
-def test_chains_that_run_away_are_reported(fitted: Model) -> None:
+def test_chains_that_run_away_are_reported(fitted: EnergyBased) -> None:
     with pytest.raises(Diverged, match=r"at step \d+.*lower energy_based.lr or step_size"):
         build(lr=0.5, step_size=3.9, energy_weight=0.0, steps=60).fit(*digits(), seed=0)
     steep = build(augment=0.0)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import Diverged
-from pipeline.generators.flow_matching import Config, Model, alike, directions, log_density
+from pipeline.generators.flow_matching import FlowMatching, FlowMatchingConfig, alike, directions, log_density
 from pipeline.generators.shared.batches import Batch
 from pipeline.runtime.training import Learner, loop
 
 SHAPE = (1, 8, 8)
 
 
-def build(**changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["flow_matching"], **changes}), shape=SHAPE, n_classes=3)
+def build(**changes: object) -> FlowMatching:
+    return FlowMatching(FlowMatchingConfig(**{**SETTINGS["flow_matching"], **changes}), shape=SHAPE, n_classes=3)
 
 
 def velocity(x: Tensor, t: float) -> Tensor:
@@ -153,4 +153,4 @@ def test_diffusers_network_serves_as_well(tmp_path: Path) -> None:
     model = build(network="diffusers", width=32, steps=3).fit(images, labels, seed=0)
     model.save(tmp_path)
     y, seeds = torch.tensor([0, 1]), [1, 2]
-    assert torch.equal(Model.load(tmp_path).sample(y, seeds), model.sample(y, seeds))
+    assert torch.equal(FlowMatching.load(tmp_path).sample(y, seeds), model.sample(y, seeds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,17 +11,17 @@ from torch import Tensor, nn
 
 from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import ConfigError
-from pipeline.generators import gan, stylegan2
-from pipeline.generators.gan import Config, Discriminator, Generator, Model
+from pipeline.generators.gan import Discriminator, Gan, GanConfig, Generator
 from pipeline.generators.shared import adversarial
 from pipeline.generators.shared.batches import Batch
+from pipeline.generators.stylegan2 import StyleGan2
 from pipeline.runtime import training
 
 SHAPE = (1, 8, 8)
 
 
-def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["gan"], **changes}), shape=shape, n_classes=3)
+def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> Gan:
+    return Gan(GanConfig(**{**SETTINGS["gan"], **changes}), shape=shape, n_classes=3)
 
 
 def test_losses_are_the_cross_entropy_and_its_non_saturating_form() -> None:
@@ -74,12 +73,14 @@ def test_the_deviation_within_a_class_shows_what_is_alike() -> None:
     torch.testing.assert_close(apart[:, 2], out[:, 2], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("family", [gan, stylegan2])
-def test_the_discriminator_is_shown_what_the_generator_made(family: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", [Gan, StyleGan2])
+def test_the_discriminator_is_shown_what_the_generator_made(
+    family: type[Gan] | type[StyleGan2], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(adversarial, "moved", lambda images, p, rng: seen.append(images.detach().clone()) or images)
-    config = family.Config(**{**SETTINGS[family.NAME], "steps": 1})
-    family.Model(config, shape=SHAPE, n_classes=3).fit(*digits(), seed=0)
+    config = family.Config(**{**SETTINGS[family.name], "steps": 1})
+    family(config, shape=SHAPE, n_classes=3).fit(*digits(), seed=0)
     real, shown, judged = seen  # the two of the discriminator's step, the one of the generator's
     torch.testing.assert_close(shown, judged)
     assert float(shown.std()) > 1e-3 and not torch.equal(real, shown)
@@ -110,9 +111,9 @@ def test_a_fit_draws_unmoved_rows_and_gives_each_network_its_plan() -> None:
         assert all(any(torch.equal(image, row) for row in images) for image in batch.images)
         return 0.0
 
-    config = Config(**{**SETTINGS["gan"], "augment": 0.8, "steps": 1, "lr": 0.01, "ema": 0.9})
+    config = GanConfig(**{**SETTINGS["gan"], "augment": 0.8, "steps": 1, "lr": 0.01, "ema": 0.9})
     networks = Generator(SHAPE, 3, latent=8, width=8, depth=1), Discriminator(SHAPE, 3, width=8, depth=1)
-    adversarial.fit(config, "gan", networks, (images, labels), update, draws=8, clip=7.0, seed=0, folder=None)
+    adversarial.fit(config, "gan", networks, (images, labels), update, clip=7.0, seed=0, folder=None)
     making, telling = plans
     assert (making.lr, making.ema, making.clip, making.betas) == (0.01, 0.9, 7.0, (0.0, 0.99))
     assert (telling.lr, telling.ema, telling.clip) == (adversarial.HASTE * 0.01, None, 7.0)
@@ -155,7 +156,7 @@ def test_a_fit_that_collapses_says_so_and_keeps_the_measure(
     said = capsys.readouterr().err
     assert said.count("mode collapse at step") == 4 and "mode collapse of the averaged weights" in said
     model.save(tmp_path)
-    kept = Model.load(tmp_path).generator.spread
+    kept = Gan.load(tmp_path).generator.spread
     assert kept.shape == (3,) and float(kept.max()) < 1e-3
 
 

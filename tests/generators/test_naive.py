@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.generators.naive import Config, Model
+from pipeline.generators.naive import Naive, NaiveConfig
 
 SHAPE = (1, 1, 2)
 
 
-def model(kind: str, components: int = 2, shrinkage: float = 0.0, bandwidth: float = 0.3) -> Model:
-    return Model(
-        Config(kind=kind, components=components, shrinkage=shrinkage, bandwidth=bandwidth),
+def model(kind: str, components: int = 2, shrinkage: float = 0.0, bandwidth: float = 0.3) -> Naive:
+    return Naive(
+        NaiveConfig(kind=kind, components=components, shrinkage=shrinkage, bandwidth=bandwidth),
         shape=SHAPE,
         n_classes=2,  # type: ignore[arg-type]
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers.contracts_settings import SETTINGS, digits
 from pipeline.core.seeds import noise
-from pipeline.generators.normalizing_flow import NAME, Config, Flow, Model, Whitening
+from pipeline.generators.normalizing_flow import NAME, Flow, NormalizingFlow, NormalizingFlowConfig, Whitening
 from pipeline.generators.shared import density
 from pipeline.generators.shared.augmentation import CONDITIONS
 
@@ -21,12 +21,12 @@ MEANS = torch.tensor([[-0.3, 0.2], [0.4, 0.0]])
 FACTOR = torch.tensor([[0.15, 0.0], [0.09, 0.12]])  # of the covariance of both classes
 
 
-def build(shape: tuple[int, int, int], n_classes: int, **changes: object) -> Model:
+def build(shape: tuple[int, int, int], n_classes: int, **changes: object) -> NormalizingFlow:
     plain = {"augment": 0.0, "noise": 0.0, "shrinkage": 0.0, "block_images": 256}
-    return Model(Config(**{**SETTINGS[NAME], **plain, **changes}), shape=shape, n_classes=n_classes)
+    return NormalizingFlow(NormalizingFlowConfig(**{**SETTINGS[NAME], **plain, **changes}), shape=shape, n_classes=n_classes)
 
 
-def shaken(model: Model, strength: float = 0.05) -> Model:
+def shaken(model: NormalizingFlow, strength: float = 0.05) -> NormalizingFlow:
     """The model with random weights everywhere: couplings far from the identity, a whitening that is none."""
     stream = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def grid(points: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def gaussian() -> Model:
+def gaussian() -> NormalizingFlow:
     """Fitted to two classes of Gaussian points with one covariance."""
     labels = torch.arange(2).repeat(1000)
     points = MEANS[labels] + torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) @ FACTOR.mT
@@ -95,21 +95,21 @@ def test_log_prob_is_the_base_density_and_the_jacobian_of_autograd(components: i
         torch.testing.assert_close(found[0], expected, atol=1e-9, rtol=0)
 
 
-def test_the_density_integrates_to_one(gaussian: Model) -> None:
+def test_the_density_integrates_to_one(gaussian: NormalizingFlow) -> None:
     points = grid(160)
     for label in (0, 1):
         mass = gaussian.log_prob(points, torch.full((len(points),), label)).exp().sum() / 80**2
         assert float(mass) == pytest.approx(1.0, abs=2e-3)
 
 
-def test_gaussian_points_give_back_mean_and_covariance(gaussian: Model) -> None:
+def test_gaussian_points_give_back_mean_and_covariance(gaussian: NormalizingFlow) -> None:
     for label in (0, 1):
         drawn = gaussian.sample(torch.full((4000,), label), range(4000)).flatten(1)
         torch.testing.assert_close(drawn.mean(0), MEANS[label], atol=0.03, rtol=0)
         torch.testing.assert_close(drawn.mT.cov(), FACTOR @ FACTOR.mT, atol=0.006, rtol=0)
 
 
-def test_samples_lie_where_the_density_says(gaussian: Model) -> None:
+def test_samples_lie_where_the_density_says(gaussian: NormalizingFlow) -> None:
     """Shares of samples in the cells of a coarse grid are the integrals of exp(log_prob) over them."""
     fine, labels = grid(160), torch.zeros(160**2, dtype=torch.int64)
     mass = (gaussian.log_prob(fine, labels).exp() / 80**2).view(8, 20, 8, 20).sum((1, 3))
@@ -119,7 +119,7 @@ def test_samples_lie_where_the_density_says(gaussian: Model) -> None:
     assert float((share - mass).abs().sum()) < 0.04
 
 
-def test_temperature_zero_gives_one_image_a_class_and_heat_gives_variety(gaussian: Model) -> None:
+def test_temperature_zero_gives_one_image_a_class_and_heat_gives_variety(gaussian: NormalizingFlow) -> None:
     spread = {}
     for temperature in (0.0, 0.5, 1.0):
         model = copy.copy(gaussian)
@@ -160,7 +160,7 @@ def test_fewer_images_than_components_are_enough() -> None:
     assert bool(model.log_prob(images, labels).isfinite().all())
 
 
-def test_pixels_at_both_ends_have_a_finite_density(gaussian: Model) -> None:
+def test_pixels_at_both_ends_have_a_finite_density(gaussian: NormalizingFlow) -> None:
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]).view(-1, *PLANE)
     assert bool(gaussian.log_prob(corners, torch.zeros(3).long()).isfinite().all())
 
@@ -177,5 +177,5 @@ def test_the_state_of_torch_random_numbers_is_left_alone(tmp_path: Path) -> None
     images, labels = digits()
     before = torch.random.get_rng_state()
     build((1, 8, 8), 3, steps=2, dropout=0.2).fit(images, labels, seed=0).save(tmp_path)
-    Model.load(tmp_path)
+    NormalizingFlow.load(tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)

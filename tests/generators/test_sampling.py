@@ -18,16 +18,16 @@ from pipeline.core.images import to_uint8
 from pipeline.core.manifest import Manifest
 from pipeline.errors import Diverged
 from pipeline.generators import sampling
-from pipeline.generators.external import Model as External
-from pipeline.generators.naive import Config, Model
+from pipeline.generators.external import External
+from pipeline.generators.naive import Naive, NaiveConfig
 
 NAMES = ["zero", "one", "two"]
 write_pool = partial(sampling.write_pool, where=config.read(ROOT / "params.yaml").engine)
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(Config(**SETTINGS["naive"]), shape=SHAPE, n_classes=CLASSES).fit(*digits(), seed=0)
+def model() -> Naive:
+    return Naive(NaiveConfig(**SETTINGS["naive"]), shape=SHAPE, n_classes=CLASSES).fit(*digits(), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +69,20 @@ class Killed(Exception):
 
 @pytest.mark.fault(1, "sampling, killed in the middle of a shard")
 def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
-    model: Model, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Naive, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, undisturbed, killed = plan_for(train), tmp_path / "a", tmp_path / "b"
     write_pool(lambda: model, "naive", plan, NAMES, undisturbed, shard_images=10)
     asked: list[int] = []
-    sample = Model.sample
+    sample = Naive.sample
 
-    def dies_at_the_third(self: Model, labels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    def dies_at_the_third(self: Naive, labels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         asked.append(len(labels))
         if len(asked) == 3:
             raise Killed
         return sample(self, labels, seeds)
 
-    monkeypatch.setattr(Model, "sample", dies_at_the_third)
+    monkeypatch.setattr(Naive, "sample", dies_at_the_third)
     with pytest.raises(Killed):
         write_pool(lambda: model, "naive", plan, NAMES, killed, shard_images=10)
     write_pool(lambda: model, "naive", plan, NAMES, killed, shard_images=10)
@@ -90,14 +90,14 @@ def test_a_killed_pool_goes_on_at_the_missing_shard_to_the_same_bytes(
     assert pool(undisturbed) == pool(killed)
 
 
-def test_shards_change_nothing_but_the_files(model: Model, train: Manifest, tmp_path: Path) -> None:
+def test_shards_change_nothing_but_the_files(model: Naive, train: Manifest, tmp_path: Path) -> None:
     plan = plan_for(train)
     for size in (7, 100):
         write_pool(lambda: model, "naive", plan, NAMES, tmp_path / str(size), shard_images=size)
     assert Manifest.read(tmp_path / "7").table.equals(Manifest.read(tmp_path / "100").table)
 
 
-def test_rows_say_what_they_are(model: Model, train: Manifest, tmp_path: Path) -> None:
+def test_rows_say_what_they_are(model: Naive, train: Manifest, tmp_path: Path) -> None:
     write_pool(lambda: model, "naive", plan_for(train), NAMES, tmp_path, shard_images=100)
     made = Manifest.read(tmp_path)
     assert set(made.column("origin")) == {"synthetic"} and set(made.column("split")) == {"train"}
@@ -105,23 +105,23 @@ def test_rows_say_what_they_are(model: Model, train: Manifest, tmp_path: Path) -
     assert made.column("pixel_hash")[5] == images.pixel_hash(made.images()[5])
 
 
-def test_nothing_to_fill_is_an_empty_pool(model: Model, train: Manifest, tmp_path: Path) -> None:
+def test_nothing_to_fill_is_an_empty_pool(model: Naive, train: Manifest, tmp_path: Path) -> None:
     plan = sampling.fill("naive", train, NAMES, fill_to=0, surplus=2.0, seed=0)
     write_pool(lambda: model, "naive", plan, NAMES, tmp_path, shard_images=10)
     assert len(Manifest.read(tmp_path)) == 0 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_values_that_are_not_finite_never_become_an_image(
-    model: Model, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Naive, train: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "sample", lambda self, labels, seeds: torch.full((len(labels), *SHAPE), float("nan")))
+    monkeypatch.setattr(Naive, "sample", lambda self, labels, seeds: torch.full((len(labels), *SHAPE), float("nan")))
     with pytest.raises(Diverged, match="not finite"):
         write_pool(lambda: model, "naive", plan_for(train), NAMES, tmp_path, shard_images=10)
     assert not list(tmp_path.iterdir())
 
 
 def test_external_images_arrive_once_each_and_unchanged(train: Manifest, tmp_path: Path) -> None:
-    kind = External(External.Config(path="x"), shape=SHAPE, n_classes=CLASSES)  # type: ignore[call-arg]
+    kind = External(External.Config(), shape=SHAPE, n_classes=CLASSES)
     kind.fit(images.to_float(train.images()), train.targets(NAMES), seed=0)
     write_pool(lambda: kind, "external", sampling.all_of(train, NAMES), NAMES, tmp_path, shard_images=9)
     made = Manifest.read(tmp_path)

@@ -14,31 +14,26 @@ from pipeline.core.seeds import torch_stream
 from pipeline.errors import ConfigError
 from pipeline.generators import stylegan2
 from pipeline.generators.shared import adversarial
-from pipeline.generators.stylegan2 import Config, Discriminator, Generator, Model, crossover, mixed, modulated
+from pipeline.generators.stylegan2 import Discriminator, Generator, StyleGan2, StyleGan2Config, crossover, mixed, modulated
 from pipeline.runtime import training
 
 SHAPE = (1, 8, 8)
 
 
-def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["stylegan2"], **changes}), shape=shape, n_classes=3)
+def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> StyleGan2:
+    return StyleGan2(StyleGan2Config(**{**SETTINGS["stylegan2"], **changes}), shape=shape, n_classes=3)
 
 
-def untrained(**changes: object) -> Model:
+def untrained(**changes: object) -> StyleGan2:
     """A model of random weights whose noise inputs count."""
     model = build(**changes)
     with torch_stream(0, "test"):
-        generator = model._generator()
+        generator, _ = model.players()
     for layer in generator.convolutions:
         nn.init.constant_(layer.strength, 0.3)
     generator.take_averages(torch.Generator().manual_seed(0))
     model.generator = generator
     return model
-
-
-def generator_of(model: Model) -> Generator:
-    assert isinstance(model.generator, Generator)
-    return model.generator
 
 
 def explicit(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool) -> Tensor:
@@ -83,9 +78,9 @@ def test_without_truncation_all_is_as_it_was_and_with_it_whole_the_average_remai
     labels, seeds = torch.tensor([0, 1, 2, 1]), [1, 2, 3, 4]
     plain, average = untrained(), untrained(truncation=0.0)
     for model in (plain, average):
-        for layer in generator_of(model).convolutions:
+        for layer in model.generator.convolutions:
             nn.init.zeros_(layer.strength)  # noise inputs are not truncated
-    generator = generator_of(plain)
+    generator = plain.generator
     with torch.no_grad():
         drawn = stylegan2.noise(seeds, (generator.draws,))
         z, noises = drawn.tensor_split([generator.latent], dim=1)
@@ -100,7 +95,7 @@ def test_without_truncation_all_is_as_it_was_and_with_it_whole_the_average_remai
 
 
 def test_the_average_style_is_the_mean_over_z() -> None:
-    generator = generator_of(untrained())
+    generator = untrained().generator
     with torch.no_grad():
         z = torch.randn(4000, generator.latent, generator=torch.Generator().manual_seed(9))
         mean = generator.mapping(z, torch.full((4000,), 2)).mean(0)
@@ -110,7 +105,7 @@ def test_the_average_style_is_the_mean_over_z() -> None:
 
 def test_noise_inputs_change_details_and_come_from_the_seed() -> None:
     model = untrained()
-    generator = generator_of(model)
+    generator = model.generator
     drawn = torch.randn(1, generator.draws, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     drawn[1, generator.latent :] = torch.randn(generator.draws - generator.latent, generator=torch.Generator().manual_seed(1))
     label = torch.tensor([1, 1])
@@ -214,7 +209,7 @@ def test_a_fit_that_collapses_says_so(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(Generator, "forward", lambda self, drawn, *rest: forward(self, torch.ones_like(drawn), *rest))
     model = build(steps=4).fit(*digits(), seed=0)
     assert "mode collapse of the averaged weights" in capsys.readouterr().err
-    assert float(generator_of(model).spread.max()) < 1e-3
+    assert float(model.generator.spread.max()) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 256, 256)])

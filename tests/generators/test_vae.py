@@ -12,17 +12,17 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import ConfigError, DataError
-from pipeline.generators.vae import Autoencoder, Code, Config, Model, divergence, halvings, log_normal, spherical
+from pipeline.generators.vae import Autoencoder, Code, Vae, VaeConfig, divergence, halvings, log_normal, spherical
 
 SHAPE = (1, 8, 8)
 
 
-def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> Model:
-    return Model(Config(**{**SETTINGS["vae"], **changes}), shape=shape, n_classes=3)
+def build(shape: tuple[int, int, int] = SHAPE, **changes: object) -> Vae:
+    return Vae(VaeConfig(**{**SETTINGS["vae"], **changes}), shape=shape, n_classes=3)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Model:
+def fitted() -> Vae:
     images, labels = digits()
     keep = torch.cat([(labels == 0).nonzero()[:20, 0], (labels == 1).nonzero()[:1, 0]])  # 20, 1 and no images
     return build(steps=40).fit(images[keep], labels[keep], seed=0)
@@ -56,7 +56,7 @@ class Linear(nn.Module):
         return MultivariateNormal(self.mean(labels).expand(-1, 6).double(), covariance.double()).log_prob(x.flatten(1).double())
 
 
-def linear(samples: int, widen: float = 0.0) -> tuple[Model, Linear]:
+def linear(samples: int, widen: float = 0.0) -> tuple[Vae, Linear]:
     model = build((1, 2, 3), latent_dim=2, bound_samples=samples)
     network = Linear(widen=widen)
     model.network = network  # type: ignore[assignment]
@@ -83,7 +83,7 @@ def test_with_another_posterior_the_bound_stays_below_and_grows_with_samples() -
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] and gaps[0] > 0.3 and abs(gaps[3]) < 0.03
 
 
-def test_the_bound_of_an_image_does_not_depend_on_its_neighbours(fitted: Model) -> None:
+def test_the_bound_of_an_image_does_not_depend_on_its_neighbours(fitted: Vae) -> None:
     images, labels = digits()
     together = fitted.log_prob(images[:40], labels[:40])
     assert torch.equal(fitted.log_prob(images[17:18], labels[17:18]), together[17:18])
@@ -120,7 +120,7 @@ def test_interpolation_uses_two_different_images_of_its_class() -> None:
         assert int(used.unique(dim=0).shape[0]) == 3  # every pair of the three images
 
 
-def test_a_class_of_one_image_is_varied_within_its_posterior_and_one_of_none_is_refused(fitted: Model) -> None:
+def test_a_class_of_one_image_is_varied_within_its_posterior_and_one_of_none_is_refused(fitted: Vae) -> None:
     model = build(mode="interpolate")
     model.network, model.codes = fitted.network, fitted.codes
     eps = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -133,7 +133,7 @@ def test_a_class_of_one_image_is_varied_within_its_posterior_and_one_of_none_is_
 
 
 @pytest.mark.parametrize("changes", [{"mode": "interpolate"}, {"decoder_noise": True}, {"kind": "plain"}])
-def test_every_way_of_sampling_is_decided_by_the_seeds(fitted: Model, changes: dict[str, object], tmp_path: Path) -> None:
+def test_every_way_of_sampling_is_decided_by_the_seeds(fitted: Vae, changes: dict[str, object], tmp_path: Path) -> None:
     model = build(**changes)
     images, labels = digits()
     model.network, model.codes = fitted.network, fitted._encode(images, labels)
@@ -143,7 +143,7 @@ def test_every_way_of_sampling_is_decided_by_the_seeds(fitted: Model, changes: d
     assert not torch.equal(model.sample(y, [4, 5, 6]), out)
     assert not torch.equal(fitted.sample(y, seeds), out)
     model.save(tmp_path)
-    assert torch.equal(Model.load(tmp_path).sample(y, seeds), out)
+    assert torch.equal(Vae.load(tmp_path).sample(y, seeds), out)
 
 
 def test_a_plain_autoencoder_samples_its_classes_and_has_no_density() -> None:

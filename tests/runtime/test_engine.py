@@ -19,7 +19,9 @@ from helpers.toy import ROOT, alive, descendants, until
 from pipeline import config
 from pipeline.config import Engine
 from pipeline.errors import ConfigError, DataError, Diverged, WorkerLost
-from pipeline.generators import flow_matching, naive, sampling
+from pipeline.generators import sampling
+from pipeline.generators.flow_matching import FlowMatching
+from pipeline.generators.naive import Naive
 from pipeline.runtime import engine
 
 NAMES = ["zero", "one", "two"]
@@ -42,18 +44,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Saved models of two families; one computes on as many threads as there are."""
     folder = tmp_path_factory.mktemp("models")
     short: dict[str, Any] = {"steps": 3, "solver_steps": 2, "threads": 0}
-    for kind, settings in ((naive, SETTINGS["naive"]), (flow_matching, SETTINGS["flow_matching"] | short)):
-        model = kind.Model(kind.Config(**settings), shape=SHAPE, n_classes=CLASSES)
-        model.fit(*digits(), seed=0).save(folder / kind.NAME)
+    for kind, settings in ((Naive, SETTINGS["naive"]), (FlowMatching, SETTINGS["flow_matching"] | short)):
+        model = kind(kind.Config(**settings), shape=SHAPE, n_classes=CLASSES)
+        model.fit(*digits(), seed=0).save(folder / kind.name)
     return folder
 
 
-@pytest.mark.parametrize("kind", [naive, flow_matching])
+@pytest.mark.parametrize("kind", [Naive, FlowMatching])
 def test_a_pool_is_the_same_bytes_from_every_engine(
     kind: Any, models: Path, tmp_path: Path, local: Engine, cluster: Engine
 ) -> None:
-    load = partial(kind.Model.load, models / kind.NAME)
-    pools = [fill(load, kind.NAME, tmp_path / str(i), where) for i, where in enumerate((local, several(local), cluster))]
+    load = partial(kind.load, models / kind.name)
+    pools = [fill(load, kind.name, tmp_path / str(i), where) for i, where in enumerate((local, several(local), cluster))]
     assert len(pools[0]) == 5 and pools[0] == pools[1] == pools[2]
 
 
@@ -61,7 +63,7 @@ def several(local: Engine) -> Engine:
     return local.model_copy(update={"workers": 2})
 
 
-class Mortal(naive.Model):
+class Mortal(Naive):
     """A model that kills its process in the middle of a pool, as long as a file tells it to."""
 
     @classmethod

@@ -15,11 +15,12 @@ flattens it around real images, and it compares the images of a class (`class_de
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.config import Count, Share
-from pipeline.core.seeds import rng
+from pipeline.core.seeds import noise, rng, torch_stream
 from pipeline.errors import ConfigError
 from pipeline.generators.shared import augmentation
-from pipeline.generators.shared.batches import Batch, Batches, Trained
-from pipeline.runtime.training import Learner, Optimisation, device, loop, threads
+from pipeline.generators.shared.base import GenerativeModel
+from pipeline.generators.shared.batches import Batch, Batches, Decay, Rate, Trained, blockwise
+from pipeline.runtime.training import Learner, Optimisation, autocast, device, loop, threads
 
 HASTE = 3.0  # times lr, the discriminator's rate: outrun by the generator, it lets classes collapse (Heusel et al., 2017)
 WIDEST = 4  # channels double with every halving of the grid, up to so many times `width`
@@ -46,9 +48,20 @@ MOST = 256  # real images a class
 class Adversarial(Trained):
     """Settings of the adversarial families."""
 
-    latent: Count
-    r1: Annotated[float, Field(ge=0.0)]
-    collapse_share: Share
+    latent: Count = 32
+    """numbers in z"""
+    r1: Annotated[float, Field(ge=0.0)] = 0.03
+    """weight of the gradient penalty on real images"""
+    collapse_share: Share = 0.4
+    """warn where a class's images spread less than this share of the real ones' spread"""
+    steps: Count = 1200
+    """optimiser steps of both networks"""
+    batch_images: Count = 64
+    """real images an optimiser step, and as many generated ones"""
+    lr: Rate = 0.001
+    """learning rate of the generator, warmed up, then cosine to 0; the discriminator's is three times as much"""
+    ema: Decay = 0.995
+    """decay of the moving average of the generator's weights, per step"""
 
 
 def check(config: Adversarial, name: str, size: int) -> None:
@@ -165,17 +178,30 @@ def warn(shares: Tensor, least: float, name: str, when: str) -> None:
         )
 
 
+class Maker(nn.Module):
+    """A generator: noise (n, draws) and labels (n,) -> float32 images (n, c, h, w) in [-1, 1].
+
+    The buffer `spread` (n_classes,) holds share_y as measured last; the saved model carries it.
+    """
+
+    spread: Tensor
+
+    def __init__(self, draws: int, n_classes: int) -> None:
+        super().__init__()
+        self.draws = draws
+        self.register_buffer("spread", torch.full((n_classes,), torch.nan))
+
+
 Update = Callable[[Batch, Learner, Learner], float]
 
 
 def fit(
     config: Adversarial,
     name: str,
-    networks: tuple[nn.Module, nn.Module],
+    networks: tuple[Maker, nn.Module],
     data: tuple[Tensor, Tensor],
     update: Update,
     *,
-    draws: int,
     clip: float,
     seed: int,
     folder: Path | None,
@@ -183,16 +209,16 @@ def fit(
     """Train generator and discriminator on `data`, images and labels; the generator ends with its averaged weights.
 
     update(batch, making, telling) does one step of both and returns the loss that is shown. The generator makes images
-    (n, c, h, w) from noise (n, draws) and labels (n,); its buffer `spread` (n_classes,) takes share_y, as measured last.
+    (n, c, h, w) from its noise and labels (n,); its buffer `spread` takes share_y.
     """
     (generator, discriminator), where = networks, device()
-    spread = generator.get_buffer("spread")
+    spread = generator.spread
     making = Learner(generator, Optimisation(steps=config.steps, lr=config.lr, ema=config.ema, betas=(0.0, 0.99), clip=clip))
     telling = Learner(discriminator, replace(making.plan, ema=None, lr=HASTE * config.lr))
     # As they are: a step nudges real and generated images alike.
     batches = Batches(data, config.model_copy(update={"augment": 0.0}), seed=seed, name=name)
     watch = Watch(batches.images, batches.labels, len(spread))
-    watched = torch.randn(WATCHED, draws, generator=rng(seed, name, "watch")).to(where)
+    watched = torch.randn(WATCHED, generator.draws, generator=rng(seed, name, "watch")).to(where)
 
     def measure(when: str) -> None:
         spread.copy_(watch.shares(lambda y: generator(watched, y)))
@@ -211,3 +237,81 @@ def fit(
         )  # fmt: skip
         making.finish()
         measure("of the averaged weights")
+
+
+class AdversarialModel(GenerativeModel):
+    """An adversarial family says what its two networks are, what the one makes and what the other learns; the rest is here."""
+
+    config: Adversarial
+    clip: ClassVar[float]  # of the gradient's norm, in both networks
+    generator: Maker
+    discriminator: nn.Module  # while a fit lasts
+
+    @abstractmethod
+    def players(self) -> tuple[Maker, nn.Module]:
+        """Generator and discriminator, with weights of torch's own stream."""
+
+    @abstractmethod
+    def fake(self, batch: Batch) -> Tensor:
+        """Images of the batch's labels, made with draws from its stream."""
+
+    @abstractmethod
+    def strength(self) -> float:
+        """The probability of each nudge that the discriminator sees images under."""
+
+    @abstractmethod
+    def lesson(self, real: Tensor, made: Tensor, batch: Batch) -> Tensor:
+        """The discriminator's loss for real and generated images of the batch's labels, nudged alike."""
+
+    @abstractmethod
+    def draw(self, drawn: Tensor, labels: Tensor) -> Tensor:
+        """Samples (n, c, h, w) from noise (n, draws) and labels (n,)."""
+
+    @final
+    def build(self) -> None:
+        """Raises ConfigError where the image size is no small grid doubled, or augmentation would leak."""
+        check(self.config, self.name, self.shape[1])
+        with torch_stream(0, self.name, "weights"):
+            self.generator, _ = self.players()
+
+    @final
+    def train(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None) -> None:
+        """Fit both networks; the generator stays on the device."""
+        where = device()
+        with torch_stream(seed, self.name, "weights"):
+            generator, discriminator = self.players()
+        self.generator, self.discriminator = generator.to(where), discriminator.to(where)
+
+        def update(batch: Batch, making: Learner, telling: Learner) -> float:
+            y, precision, p = batch.labels, self.config.precision, self.strength()
+            with autocast(precision, where):
+                fake = self.fake(batch)
+                real, made = (moved(x, p, batch.rng) for x in (batch.images, fake.detach()))
+                loss = self.lesson(real, made, batch)
+            shown = telling.step(loss, batch.step)
+            with autocast(precision, where), frozen(self.discriminator):
+                loss = generator_loss(self.discriminator(moved(fake, p, batch.rng), y))
+            making.step(loss, batch.step)
+            return shown
+
+        networks, data = (self.generator, self.discriminator), (images, labels)
+        fit(self.config, self.name, networks, data, update, clip=self.clip, seed=seed, folder=folder)
+        del self.discriminator
+
+    @final
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images float32 (n, c, h, w) in [-1, 1]."""
+
+        def make(y: Tensor, own: list[int]) -> Tensor:
+            with autocast(self.config.precision, y.device):
+                return self.draw(noise(own, (self.generator.draws,)).to(y.device), y)
+
+        return blockwise(self.generator, self.config, make, labels, seeds, self.shape)
+
+    @final
+    def tensors(self) -> dict[str, Tensor]:
+        return self.generator.state_dict()
+
+    @final
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.generator.load_state_dict(tensors)

@@ -21,6 +21,11 @@ from torch import Tensor
 CONDITIONS = 9  # numbers that describe one map; all zero for the identity
 
 
+def unmoved(labels: Tensor) -> Tensor:
+    """What a network is told of images (n, …) of these labels (n,) that are not moved: zeros (n, CONDITIONS)."""
+    return torch.zeros(len(labels), CONDITIONS, device=labels.device)
+
+
 def random_maps(n: int, probability: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Affine maps (n, 2, 3) and the numbers that describe them (n, CONDITIONS); each kind with `probability`."""
     draw = _Draw(n, probability, rng)

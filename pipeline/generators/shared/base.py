@@ -1,11 +1,13 @@
 """The contract of every family of generative models: p(x | y) for images x and classes y.
 
-    fit     learns from train images and their classes
-    sample  one image per (label, seed): a function of the weights, the label and its own seed, whatever the batch
-    save    weights in safetensors with the settings in their metadata; never pickle
-    load    the same model again
+    build    checks the settings against the size of the images, and lays out what fit or restore fills
+    fit      learns from train images and their classes
+    sample   one image per (label, seed): a function of the weights, the label and its own seed, whatever the batch
+    tensors  all that was learned; save writes it with the settings in the file's metadata: safetensors, never pickle
+    restore  takes those tensors; load builds the same model again
 
-tests/contracts runs one suite over all families, chosen by their traits.
+A method is abstract, and each family has its own, or final, and all share it. tests/contracts runs one suite over all families,
+chosen by their traits.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,12 +48,21 @@ class Traits:
 class GenerativeModel(ABC):
     """A class-conditional generative model. Images are float32 (n, c, h, w) in [-1, 1], labels int64 (n,)."""
 
+    name: ClassVar[str]  # in params.yaml and in the file of a model
     traits: Traits  # of the class; of an instance where settings take something away
     Config: ClassVar[type[Section]]
+    config: Section
+
+    @final
+    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
+        """`config` is the family's section of params.yaml, `shape` is (c, h, w). Raises ConfigError where these conflict."""
+        assert isinstance(config, self.Config)
+        self.config, self.shape, self.n_classes = config, shape, n_classes
+        self.build()
 
     @abstractmethod
-    def __init__(self, config: Section, *, shape: tuple[int, int, int], n_classes: int) -> None:
-        """`config` is the family's section of params.yaml; `shape` is (c, h, w)."""
+    def build(self) -> None:
+        """Lay out what `fit` or `restore` fills. Raises ConfigError where settings do not suit `self.shape`."""
 
     @abstractmethod
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None = None) -> Self:
@@ -65,38 +76,30 @@ class GenerativeModel(ABC):
         """float32 images (n, c, h, w) in [-1, 1], one per label and seed."""
 
     @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `fit` learned and the other methods need."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `tensors` gave."""
+
+    @final
     def save(self, folder: Path) -> None:
         """Write model.safetensors into `folder`."""
+        card = {"family": self.name, "config": self.config.model_dump(), "shape": self.shape, "n_classes": self.n_classes}
+        weights.save(folder / "model.safetensors", self.tensors(), card)
 
+    @final
     @classmethod
-    @abstractmethod
     def load(cls, folder: Path) -> Self:
         """The model that `save` wrote. Raises DataError where the file is torn or of another family."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What model.safetensors holds: the tensors, and what `__init__` needs to build the model around them."""
-
-    tensors: dict[str, Tensor]
-    config: Section
-    shape: tuple[int, int, int]
-    n_classes: int
-
-
-def write_model(folder: Path, family: str, stored: Stored) -> None:
-    """Write model.safetensors of `family` into `folder`."""
-    card = {"family": family, "config": stored.config.model_dump(), "shape": stored.shape, "n_classes": stored.n_classes}
-    weights.save(folder / "model.safetensors", stored.tensors, card)
-
-
-def read_model(folder: Path, family: str, config: type[Section]) -> Stored:
-    """What `write_model` wrote. Raises DataError where the file is torn or of another family."""
-    tensors, card = weights.load(folder / "model.safetensors")
-    if card.get("family") != family:
-        raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=family)
-    c, h, w = card["shape"]
-    return Stored(tensors, parse(config, card["config"], family), (c, h, w), card["n_classes"])
+        tensors, card = weights.load(folder / "model.safetensors")
+        if card.get("family") != cls.name:
+            raise DataError(f"{folder}: a model of family {card.get('family')!r}", expected=cls.name)
+        c, h, w = card["shape"]
+        model = cls(parse(cls.Config, card["config"], cls.name), shape=(c, h, w), n_classes=card["n_classes"])
+        model.restore(tensors)
+        return model
 
 
 @runtime_checkable
@@ -124,8 +127,9 @@ def in_blocks(
 ) -> Tensor:
     """Images (n, *shape) from `make`, called with always `size` labels and seeds, the last block filled up with its last row.
 
-    Matrix shapes, and so roundings, then never vary with the batch: an image does not depend on its neighbours. Where memory
-    runs out blocks are halved, which is said: a seed's image is then the same but for roundings, a grey level in few pixels.
+    The shapes of matrices, and so roundings, then never vary with the batch: an image does not depend on its neighbours. Where
+    memory runs out, blocks are halved, and a line on stderr says so. A seed's image is then the same but for roundings: a grey
+    level in few pixels.
 
     Raises OutOfMemory where a block of one is too large.
     """

@@ -2,13 +2,13 @@
 
     P(row i) ~ n_{y_i}^(-class_power):  0 draws images as they come, 1 draws every class equally often
 
-Each image is moved by its own random map a (augmentation.py). A network that is told a learns p(x | y, a); at a = 0 it
-makes unmoved images. The draws of step k come from the stream of (seed, name, k) alone.
+Each image is moved by its own random map a (augmentation.py). A network that is told a learns p(x | y, a). At a = 0 it makes
+unmoved images. The draws of step k come from the stream of (seed, name, k) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,21 +20,35 @@ from torch import Tensor, nn
 from pipeline.config import Count, Section, Share
 from pipeline.core.seeds import rng
 from pipeline.generators.shared import augmentation
+from pipeline.generators.shared.base import in_blocks
 from pipeline.runtime.training import Learner, Optimisation, device, loop, threads
+
+Rate = Annotated[float, Field(gt=0.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Trained(Section):
-    """Settings that every family of networks shares; each section of params.yaml lists them."""
+    """Settings of every family of networks. A family names again those whose default or meaning is its own."""
 
-    steps: Count
-    batch_images: Count
-    lr: Annotated[float, Field(gt=0.0)]
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)]
-    class_power: Share
-    augment: Share
-    block_images: Count
-    precision: Literal["auto", "fp32", "bf16"]
-    threads: Annotated[int, Field(ge=0)]
+    steps: Count = 1200
+    """optimiser steps"""
+    batch_images: Count = 64
+    """images an optimiser step"""
+    lr: Rate = 0.004
+    """learning rate of AdamW, warmed up, then cosine to 0"""
+    ema: Decay = 0.998
+    """decay of the weights' moving average, per step"""
+    class_power: Share = 0.5
+    """classes are drawn in proportion to n^(1 - class_power)"""
+    augment: Share = 0.3
+    """probability of each non-leaking augmentation"""
+    block_images: Count = 128
+    """images sampled at once, always as many, so that none depends on its neighbours"""
+    precision: Precision = "auto"
+    """auto | fp32 | bf16"""
+    threads: Annotated[int, Field(ge=0)] = 1
+    """0 all cores | 1 for tiny images: nearly as fast, and the same bits for any number of cores"""
 
 
 @dataclass(frozen=True)
@@ -93,3 +107,24 @@ def train(
             images_per_step=config.batch_images, folder=folder,
         )  # fmt: skip
     learner.finish().cpu()
+
+
+@torch.no_grad()
+def blockwise(
+    network: nn.Module,
+    config: Trained,
+    make: Callable[[Tensor, list[int]], Tensor],
+    labels: Tensor,
+    rows: Sequence[int],
+    shape: tuple[int, ...],
+    *,
+    size: int | None = None,
+) -> Tensor:
+    """What `make` gives for `rows`, by `in_blocks` of `size` rows, else of block_images.
+
+    `network` and the labels that `make` is given are on the device; it computes without gradients, on the threads of `config`.
+    """
+    where = device()
+    network.to(where).eval()
+    with threads(config.threads):
+        return in_blocks(lambda y, own: make(y.to(where), own), labels, rows, size or config.block_images, shape)

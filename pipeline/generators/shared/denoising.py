@@ -1,7 +1,7 @@
 """What families that denoise share: their settings, their networks, one training step, guidance.
 
 A network F(x_t, t, y, a) sees a noisy image, the place t of its noise level (0 data, 1 noise), a class y or `no class`, and the
-map a of its augmentation. A family says what it is trained on (Example) and what its prediction means; here stands
+map a of its augmentation. A family says what it is trained on (Example) and what its prediction means. The loss is
 
     L    = | F(x_t, t, y, a) - target |^2 + L_r
     L_r  = balance t (| F(y) - sg F(y') |^2 + | sg F(y) - F(y') |^2 / 4),   y' drawn evenly from all classes
@@ -18,10 +18,11 @@ prediction of the same path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, final
 
 import torch
 from pydantic import Field
@@ -31,7 +32,8 @@ from pipeline.config import Count, Share
 from pipeline.core.seeds import torch_stream
 from pipeline.errors import ConfigError
 from pipeline.generators.shared import augmentation
-from pipeline.generators.shared.batches import Batch, Batches, Trained
+from pipeline.generators.shared.base import GenerativeModel
+from pipeline.generators.shared.batches import Batch, Batches, Trained, blockwise
 from pipeline.runtime.parallel import share
 from pipeline.runtime.training import Learner, Optimisation, autocast, device, loop, threads
 
@@ -41,20 +43,34 @@ Width = Annotated[int, Field(ge=16, multiple_of=16)]
 class Denoising(Trained):
     """Settings of the families that denoise."""
 
-    network: Literal["unet", "diffusers"]
-    width: Width
-    depth: Count
-    patch: Count
-    dropout: Share
-    label_dropout: Share
-    balance: Annotated[float, Field(ge=0.0)]
-    guidance: Literal["none", "classifier_free", "autoguidance"]
-    guidance_scale: Annotated[float, Field(ge=0.0)]
-    guidance_from: Share
-    guidance_to: Share
-    guide_steps: Count
-    guide_width: Width
-    solver_steps: Count
+    network: Literal["unet", "diffusers"] = "unet"
+    """unet | diffusers: ours, or that library's"""
+    width: Width = 32
+    """channels at full resolution, a multiple of 16"""
+    depth: Count = 1
+    """residual blocks a resolution"""
+    patch: Count = 1
+    """space-to-depth factor at the input"""
+    dropout: Share = 0.1
+    """share of channels dropped inside the blocks"""
+    label_dropout: Share = 0.1
+    """share of labels hidden; 0 leaves no unconditional model and so no classifier-free guidance"""
+    balance: Annotated[float, Field(ge=0.0)] = 0.0
+    """weight of the pull of rare classes towards the others (1 as published); 0 costs nothing"""
+    guidance: Literal["none", "classifier_free", "autoguidance"] = "none"
+    """none | classifier_free | autoguidance (trains a second, poorer network)"""
+    guidance_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """1 is none, above 1 purer and poorer in variety"""
+    guidance_from: Share = 0.0
+    """noise level t (0 data, 1 noise) from which predictions are guided"""
+    guidance_to: Share = 1.0
+    """noise level t up to which predictions are guided"""
+    guide_steps: Count = 300
+    """autoguidance: optimiser steps of the second network"""
+    guide_width: Width = 16
+    """autoguidance: channels of the second network, a multiple of 16"""
+    solver_steps: Count = 12
+    """Heun's steps: 2 evaluations each, the last has 1"""
 
 
 def check(config: Denoising, family: str, shape: tuple[int, int, int]) -> None:
@@ -126,52 +142,6 @@ def loss(network: nn.Module, example: Example, labels: Tensor, others: Tensor, c
     return total
 
 
-def fit(
-    config: Denoising,
-    family: str,
-    shape: tuple[int, int, int],
-    n_classes: int,
-    data: tuple[Tensor, Tensor],
-    corrupt: Callable[[Batch], Example],
-    *,
-    seed: int,
-    folder: Path | None,
-) -> nn.ModuleDict:
-    """Networks trained on `data`, images and labels; corrupt(batch) makes a step's examples from the batch's own stream."""
-    where = device()
-    with torch_stream(seed, family, "weights"):
-        networks = build(config, shape, n_classes).to(where)
-    lengths = {"network": config.steps, "guide": config.guide_steps}
-    learners = {
-        name: Learner(network, Optimisation(steps=lengths[name], lr=config.lr, weight_decay=0.01, ema=config.ema))
-        for name, network in networks.items()
-    }
-    batches = Batches(data, config, seed=seed, name=family)
-
-    def update(k: int) -> float:
-        batch = batches(k)
-        example = corrupt(batch)
-        dropped = torch.rand(len(batch.labels), generator=batch.rng) < config.label_dropout
-        others = torch.randint(n_classes, (len(batch.labels),), generator=batch.rng).to(where)
-        labels, shown = batch.labels.masked_fill(dropped.to(where), n_classes), 0.0
-        x, t, target = share(example.x, example.t, example.target)
-        example = Example(x, t, target)
-        labels, others, conditions = share(labels, others, batch.conditions)
-        for name, learner in reversed(learners.items()):  # the network last: its loss is the one shown
-            if k < lengths[name]:
-                with autocast(config.precision, where):
-                    value = loss(networks[name], example, labels, others, conditions, config.balance)
-                shown = learner.step(value, k)
-        return shown
-
-    networks.train()
-    with threads(config.threads):
-        loop(learners, update, steps=config.steps, seed=seed, name=family, images_per_step=config.batch_images, folder=folder)
-    for learner in learners.values():
-        learner.finish()
-    return networks.cpu()
-
-
 Predict = Callable[[Tensor, float], Tensor]
 
 
@@ -180,7 +150,7 @@ def guided(networks: nn.ModuleDict, config: Denoising, n_classes: int, labels: T
     network, w = networks["network"], config.guidance_scale
     other = networks["guide"] if config.guidance == "autoguidance" else network
     others = labels if config.guidance == "autoguidance" else torch.full_like(labels, n_classes)
-    none = torch.zeros(len(labels), augmentation.CONDITIONS, device=labels.device)
+    none = augmentation.unmoved(labels)
 
     def predict(x: Tensor, t: float) -> Tensor:
         at = torch.full((len(x),), t, device=x.device)
@@ -191,3 +161,80 @@ def guided(networks: nn.ModuleDict, config: Denoising, n_classes: int, labels: T
         return out
 
     return predict
+
+
+class DenoisingModel(GenerativeModel):
+    """A family that denoises says what a step is trained on and how noise becomes images; the rest is here."""
+
+    config: Denoising
+
+    @abstractmethod
+    def example(self, batch: Batch) -> Example:
+        """What one step is trained on; draws from the batch's own stream."""
+
+    @abstractmethod
+    def generate(self, labels: Tensor, seeds: list[int]) -> Tensor:
+        """Images float32 (n, c, h, w) in [-1, 1]; labels (n,) are on the device, where the networks are."""
+
+    @final
+    def build(self) -> None:
+        """Raises ConfigError where the image size does not suit the patch, or guidance lacks what it is guided by."""
+        check(self.config, self.name, self.shape)
+        self.networks = nn.ModuleDict()  # until fit or restore
+
+    @final
+    def train(self, images: Tensor, labels: Tensor, *, seed: int, folder: Path | None) -> Self:
+        """Fit the networks, by `example`."""
+        config, where, n_classes = self.config, device(), self.n_classes
+        with torch_stream(seed, self.name, "weights"):
+            self.networks = build(config, self.shape, n_classes).to(where)
+        lengths = {"network": config.steps, "guide": config.guide_steps}
+        learners = {
+            name: Learner(network, Optimisation(steps=lengths[name], lr=config.lr, weight_decay=0.01, ema=config.ema))
+            for name, network in self.networks.items()
+        }
+        batches = Batches((images, labels), config, seed=seed, name=self.name)
+
+        def update(k: int) -> float:
+            batch = batches(k)
+            example = self.example(batch)
+            dropped = torch.rand(len(batch.labels), generator=batch.rng) < config.label_dropout
+            others = torch.randint(n_classes, (len(batch.labels),), generator=batch.rng).to(where)
+            told, shown = batch.labels.masked_fill(dropped.to(where), n_classes), 0.0
+            x, t, target = share(example.x, example.t, example.target)
+            example = Example(x, t, target)
+            told, others, conditions = share(told, others, batch.conditions)
+            for name, learner in reversed(learners.items()):  # the network last: its loss is the one shown
+                if k < lengths[name]:
+                    with autocast(config.precision, where):
+                        value = loss(self.networks[name], example, told, others, conditions, config.balance)
+                    shown = learner.step(value, k)
+            return shown
+
+        self.networks.train()
+        with threads(config.threads):
+            loop(
+                learners, update, steps=config.steps, seed=seed, name=self.name, images_per_step=config.batch_images,
+                folder=folder,
+            )  # fmt: skip
+        for learner in learners.values():
+            learner.finish()
+        self.networks.cpu()
+        return self
+
+    @final
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Build the networks with these weights."""
+        self.networks = build(self.config, self.shape, self.n_classes)
+        self.networks.load_state_dict(tensors)
+
+    @final
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images float32 (n, c, h, w) in [-1, 1]."""
+        return blockwise(self.networks, self.config, self.generate, labels, seeds, self.shape)
+
+    @final
+    def each(self, ask: Callable[[Tensor, list[int]], Tensor], labels: Tensor) -> Tensor:
+        """A number float64 (n,) for each row of labels (n,): ask(labels, rows) answers for some of them, at most n."""
+        size = max(1, min(self.config.block_images, len(labels)))
+        return blockwise(self.networks, self.config, ask, labels, range(len(labels)), (), size=size).double()

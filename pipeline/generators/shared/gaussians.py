@@ -24,7 +24,7 @@ class Gaussians:
 
 
 def fit(z: Tensor, labels: Tensor, n_classes: int, *, shrinkage: float = 0.0, ridge: float = 0.0) -> Gaussians:
-    """To points z (n, d) float64 and labels (n,)."""
+    """A Gaussian for each class of points z (n, d) float64, labels (n,) in 0 … n_classes - 1."""
     n, d = z.shape
     means = class_means(z, labels, n_classes)
     centred, eye = z - means[labels], torch.eye(d).to(z)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from helpers.contracts_settings import SETTINGS
 from pipeline.generators.shared.batches import Batches, train
-from pipeline.generators.vae import Config
+from pipeline.generators.vae import VaeConfig
 
 LABELS = torch.cat([torch.zeros(90), torch.ones(10)]).long()
 IMAGES = torch.arange(100).float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 100
@@ -16,7 +16,7 @@ IMAGES = torch.arange(100).float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 100
 
 def batches(images: Tensor = IMAGES, labels: Tensor = LABELS, **changes: float) -> Batches:
     settings = {"class_power": 0.0, "augment": 0.0, "batch_images": 4000} | changes
-    return Batches((images, labels), Config(**{**SETTINGS["vae"], **settings}), seed=0, name="x")
+    return Batches((images, labels), VaeConfig(**{**SETTINGS["vae"], **settings}), seed=0, name="x")
 
 
 def test_class_power_is_the_share_of_evenness() -> None:
@@ -47,7 +47,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_a_fit_decays_matrices_by_what_it_is_told(decay: float) -> None:
-    config = Config(**{**SETTINGS["vae"], "steps": 3, "batch_images": 2, "lr": 0.1, "ema": 0.0})
+    config = VaeConfig(**{**SETTINGS["vae"], "steps": 3, "batch_images": 2, "lr": 0.1, "ema": 0.0})
     network = nn.Linear(2, 2)
     nn.init.ones_(network.weight)
     data = IMAGES, LABELS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,18 +10,20 @@ from torch import Tensor, nn
 
 from helpers.contracts_settings import SETTINGS, digits
 from pipeline.errors import ConfigError
-from pipeline.generators import diffusion, flow_matching
+from pipeline.generators.diffusion import Diffusion
+from pipeline.generators.flow_matching import FlowMatching, FlowMatchingConfig
 from pipeline.generators.shared import denoising
 from pipeline.generators.shared.denoising import Denoising, Example
 from pipeline.runtime import training
 
 SHAPE = (1, 8, 8)
-FAMILIES = pytest.mark.parametrize("family", [diffusion, flow_matching], ids=lambda family: family.NAME)
+Family = type[Diffusion] | type[FlowMatching]
+FAMILIES = pytest.mark.parametrize("family", [Diffusion, FlowMatching])
 GUIDED = {"guidance": "autoguidance", "guide_steps": 6}
 
 
 def settings(**changes: object) -> Denoising:
-    return flow_matching.Config(**{**SETTINGS["flow_matching"], **changes})
+    return FlowMatchingConfig(**{**SETTINGS["flow_matching"], **changes})
 
 
 class Table(nn.Module):
@@ -91,15 +92,15 @@ def test_the_pull_goes_both_ways_the_second_with_a_quarter() -> None:
 
 @FAMILIES
 def test_a_killed_fit_with_a_guide_goes_on_to_the_same_weights(
-    family: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = digits()
     monkeypatch.setattr("pipeline.runtime.training.CHECKPOINT_SECONDS", 0.0)
-    name = family.NAME
+    name = family.name
 
     def fit(folder: Path | None = None) -> dict[str, Tensor]:
         config = family.Config(**{**SETTINGS[name], **GUIDED, "steps": 9, "dropout": 0.2, "balance": 0.5})
-        return family.Model(config, shape=SHAPE, n_classes=3).fit(images, labels, seed=5, folder=folder).networks.state_dict()
+        return family(config, shape=SHAPE, n_classes=3).fit(images, labels, seed=5, folder=folder).networks.state_dict()
 
     undisturbed = fit()
     assert any(key.startswith("guide.") for key in undisturbed)
@@ -122,20 +123,20 @@ def test_a_killed_fit_with_a_guide_goes_on_to_the_same_weights(
 
 
 @FAMILIES
-def test_the_guide_is_smaller_stops_early_and_is_saved(family: ModuleType, tmp_path: Path) -> None:
+def test_the_guide_is_smaller_stops_early_and_is_saved(family: Family, tmp_path: Path) -> None:
     images, labels = digits()
-    name = family.NAME
+    name = family.name
     trained: list[dict[str, Tensor]] = []
     for steps in (6, 9):
         config = family.Config(**{**SETTINGS[name], **GUIDED, "width": 32, "steps": steps, "guidance_scale": 2.0})
-        model = family.Model(config, shape=SHAPE, n_classes=3).fit(images, labels, seed=5)
+        model = family(config, shape=SHAPE, n_classes=3).fit(images, labels, seed=5)
         trained.append(model.networks["guide"].state_dict())
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
     sizes = {key: sum(p.numel() for p in net.parameters()) for key, net in model.networks.items()}
     assert sizes["guide"] < sizes["network"] / 2
     model.save(tmp_path)
     y, seeds = torch.tensor([0, 1]), [1, 2]
-    assert torch.equal(family.Model.load(tmp_path).sample(y, seeds), model.sample(y, seeds))
+    assert torch.equal(family.load(tmp_path).sample(y, seeds), model.sample(y, seeds))
     plain = model.config.model_copy(update={"guidance": "none"})
     guided = model.sample(y, seeds)
     model.config = plain
@@ -152,7 +153,7 @@ def test_the_guide_is_smaller_stops_early_and_is_saved(family: ModuleType, tmp_p
         ({"guidance_from": 0.6, "guidance_to": 0.4}, "guidance_from=0.6"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(family: ModuleType, changes: dict[str, object], message: str) -> None:
-    name = family.NAME
+def test_settings_that_cannot_work_are_refused(family: Family, changes: dict[str, object], message: str) -> None:
+    name = family.name
     with pytest.raises(ConfigError, match=message):
-        family.Model(family.Config(**{**SETTINGS[name], **changes}), shape=SHAPE, n_classes=3)
+        family(family.Config(**{**SETTINGS[name], **changes}), shape=SHAPE, n_classes=3)
