@@ -18,7 +18,7 @@ import yaml
 
 STAGE = "prepare"  # of dvc.yaml: the only one that reads them
 UNREAD = Path(".tailforge/unread")
-SETTINGS = (("data", "path"), ("external", "path"))  # of params.yaml
+SETTINGS = (("data", "path"), ("data", "external"))  # of params.yaml
 
 
 def folders(project: Path) -> list[Path]:

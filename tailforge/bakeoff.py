@@ -24,9 +24,10 @@ from typing import Any
 import yaml
 
 from flows import dvc, warm
-from pipeline.config import FAMILIES, Params
+from pipeline.config import Params
 from pipeline.core import work
 from pipeline.errors import ConfigError, InputError, TailforgeError
+from pipeline.registry import GENERATORS
 from tailforge import project, running, scoreboard, settings
 
 PLACE = Path(".tailforge/bakeoff")
@@ -38,7 +39,7 @@ CONFIG = """[core]
     dir = {cache}
 """
 HISTORY = ("data/prepared/sides.parquet", "data/drift")  # what stages take up from the version before
-STAGES = ("prepare", "drift", "judges", "fit", "sample", "validate", "measure")
+STAGES = ("settings", "prepare", "drift", "judges", "fit", "sample", "validate", "measure")
 
 
 def run(folder: Path, families: Sequence[str], overrides: Sequence[str], out: Path, name: str | None, *, as_json: bool) -> None:
@@ -68,18 +69,19 @@ def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tup
     """The project of the bake-off, made or brought up to date, and its settings."""
     place, text = folder / PLACE, (folder / "params.yaml").read_text(encoding="utf-8")
     text = settings.apply(text, settings.parse(overrides))
-    running.sources(folder, settings.checked(text))
-    given = yaml.safe_load(text)
-    if unknown := sorted(set(families) - set(FAMILIES)):
-        raise ConfigError(f"families {', '.join(unknown)}", expected=f"some of {', '.join(FAMILIES)}")
-    fitting = [f for f in FAMILIES if f in given and (f != "external" or f in given["generators"])]
-    if lacking := [f for f in FAMILIES if f not in given]:
-        print(f"left out, since params.yaml has no section of theirs: {', '.join(lacking)}", file=sys.stderr)
+    given = settings.checked(text)
+    running.sources(folder, given)
+    if unknown := sorted(set(families) - set(GENERATORS.names)):
+        raise ConfigError(f"families {', '.join(unknown)}", expected=f"some of {', '.join(GENERATORS.names)}")
+    fitting = [name for name in GENERATORS.names if name != "external" or name in given.generators]
     values: dict[str, Any] = {"generators": list(families) or fitting}
-    for key in ("data.path", "data.groups", "scarcity.ids", "external.path"):
-        section, name = key.split(".")
-        if path := given[section][name]:
-            known = [p for p in (folder / path, folder / given["data"]["path"] / path) if p.exists()]
+    paths = {
+        "data.path": given.data.path, "data.groups": given.data.groups, "scarcity.ids": given.scarcity.ids,
+        "data.external": given.data.external,
+    }  # fmt: skip
+    for key, path in paths.items():
+        if path:
+            known = [p for p in (folder / path, folder / given.data.path / path) if p.exists()]
             values[key] = str((known or [folder / path])[0].resolve())
     text = settings.apply(text, values)
     params = settings.checked(text)

@@ -20,6 +20,7 @@ from pipeline.core.prepared import Prepared
 from pipeline.datasets import decode
 from pipeline.errors import ConfigError, InputError
 from pipeline.generators import bayes, registry
+from pipeline.registry import GENERATORS
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -36,7 +37,7 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
         )  # fmt: skip
     model = kind.load(place)
     if not bayes.has_posterior(model):
-        able = [f for f in config.FAMILIES if registry.family(f).traits.likelihood != "none"]
+        able = [f for f in GENERATORS.names if registry.family(f).traits.likelihood != "none"]
         raise ConfigError(f"--with {family}: no likelihood", expected=f"one of {', '.join([*able, 'energy_based'])}")
     classes, real = data.classes, folder / "data/runs/real"
     best = selection.read_choice(real)["best_real_arm"]

@@ -54,6 +54,19 @@ def run(
 
 
 @app.command()
+def settings(
+    all_: Annotated[bool, typer.Option("--all", help="The sections of all families, not only of those in use.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")] = False,
+) -> None:
+    """Print all settings of the project in this folder: value, default, where the value is from, and what it means."""
+    from tailforge import project
+    from tailforge import settings as texts
+
+    found = texts.listed((project.opened(Path()) / "params.yaml").read_text(encoding="utf-8"), everything=all_)
+    _print_json([setting.json() for setting in found]) if json else print(texts.table(found))
+
+
+@app.command()
 def bakeoff(
     families: Annotated[list[str] | None, typer.Argument(help="Families of generators; all that suit, if none.")] = None,
     set_: Annotated[
@@ -91,7 +104,7 @@ def export(
     from pipeline.datasets.export import export as write
 
     folder = Path("data/pools", pool) if pool.isidentifier() else Path(pool)
-    counts = write(folder, Path(*folder.parts[:-2], "verdicts", folder.name), out, everything=all_)
+    counts = write(folder, Path(*folder.parts[:-2], "checked", folder.name), out, everything=all_)
     _print_counts(counts, out)
 
 
@@ -175,7 +188,7 @@ def worker() -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring dvc.yaml and params.yaml of a project to this version: what is missing comes with its default, values stay."""
+    """Bring dvc.yaml and params.yaml of a project to this version: keys get their present names, values and comments stay."""
     from tailforge import project
 
     for line in project.upgrade(Path()):

@@ -25,6 +25,7 @@ import yaml
 
 import pipeline
 from flows import git
+from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, InputError
 
@@ -81,8 +82,8 @@ def require_current(folder: Path) -> None:
 def upgrade(folder: Path) -> list[str]:
     """Bring params.yaml and dvc.yaml of a project to this version; returns what was done, a line each.
 
-    Settings that are missing are added with their defaults and comments, dvc.yaml is laid anew where it differs. Raises
-    InputError, before anything is written, where either file has changes that git does not have.
+    params.yaml is translated and completed (tailforge/settings.py), dvc.yaml is laid anew where it differs. Raises InputError,
+    before anything is written, where either file has changes that git does not have.
     """
     from tailforge import settings, tags
 
@@ -93,17 +94,16 @@ def upgrade(folder: Path) -> list[str]:
             expected="none",
             remedy="commit them, so that git has both",
         )
-    text, added = settings.completed((folder / "params.yaml").read_text(encoding="utf-8"), template("params.yaml"))
+    text, done = settings.upgraded((folder / "params.yaml").read_text(encoding="utf-8"))
     try:
         require_current(folder)
         anew = False
     except ConfigError:
         anew = True
-    if added:
+    if done:
         work.write(folder / "params.yaml", text)
     if anew:
         work.write(folder / "dvc.yaml", stages())
-    done = [f"params.yaml: added {', '.join(added)}"] if added else []
     done += ["dvc.yaml: laid anew"] if anew else []
     return [*done, "see `git diff`, then: tailforge run"] if done else ["this project is up to date with this version"]
 
@@ -165,8 +165,8 @@ def init(path: Path, data: Path) -> dict[str, Any]:
         raise InputError(f"{path} lies inside the data {data}", expected="a folder outside", remedy="choose another PATH")
     if shutil.which("git") is None:
         raise InputError("git is not installed", expected="git on PATH", remedy="install git")
-    split = yaml.safe_load(template("params.yaml"))["split"]
-    values, groups = survey.survey(data, train_share=1.0 - split["test"] - split["val"])
+    split = config.Split()
+    values, groups = survey.survey(data, train_share=1.0 - split.test - split.val)
     if groups is not None and groups.parent != data:  # a copy where DVC sees it
         values["data.groups"] = f"data/lists/{groups.name}"
     else:
@@ -189,7 +189,7 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
                 shutil.copyfile(copied, building / "data/lists" / copied.name)
             for name in (".gitignore", ".dvcignore", "data/.gitignore"):
                 work.write(building / name, template(name))
-            work.write(building / "params.yaml", settings.apply(template("params.yaml"), values))
+            work.write(building / "params.yaml", settings.initial(values))
             work.write(building / "dvc.yaml", stages())
             work.write(building / "README.md", _readme(path.name, data))
         _run(building, "git", "init", "--quiet")
@@ -219,7 +219,8 @@ def _readme(name: str, data: str) -> str:
 Do synthetic images help a classifier on the rare classes of `{data}`, by how much, and how sure is that?
 
 - `tailforge run` brings everything up to date and prints the verdict; a second run does only what changed.
-- `params.yaml` holds all settings; `tailforge run -S key=value` changes one. `dvc repro` and `dvc exp run -S` work too.
+- `params.yaml` holds the settings, `tailforge settings` explains all there are; `tailforge run -S key=value` changes one.
+  `dvc repro` and `dvc exp run -S` work too.
 - `report/index.html` is the report, `metrics.json` the figures.
 - `tailforge export FAMILY --out FOLDER` writes the accepted synthetic images as folders of PNG files.
 - Each finished run is kept as a version of the dataset: a commit, a tag, a line in CHANGELOG.md;

@@ -17,10 +17,12 @@ from flows import dvc, images, warm
 from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
+from pipeline.registry import GENERATORS
 from pipeline.report import words
 from tailforge import mounts, project, settings
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "tail_recall": "tail recall"}
+SETTINGS = "settings"  # the stage that resolves params.yaml
 FLOW_GRACE = dvc.GRACE + 20.0  # seconds: a stage's own, and those in which Prefect notes how the flow ended
 
 
@@ -49,11 +51,13 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
 def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], said: TextIO, lock: int) -> None:
     """Bring the project up to date. Whoever runs a stage holds `lock`, so that it is free only when all of them have ended."""
     project.require_current(folder)
-    checked = _settle(folder, overrides)
+    checked = _settle(folder, overrides, said)
     try:
         names = dvc.stages(folder) if force else []
         if unknown := set(force) - set(names):
             raise InputError(f"--force {', '.join(sorted(unknown))}", expected=f"one of {', '.join(names)}")
+        if _replaced(folder):
+            force = [*force, SETTINGS]
         to_do = bool(force or images.unread(folder) or dvc.changed(folder))
     except dvc.DvcError as error:
         raise InputError(str(error), remedy="see `tailforge doctor`") from None
@@ -78,17 +82,40 @@ def _told(folder: Path, *, as_json: bool) -> None:
             print(words.drift(json.loads(drift.read_text(encoding="utf-8"))))
 
 
-def _settle(folder: Path, overrides: Sequence[str]) -> bool:
-    """Write the overrides into params.yaml once the whole of it is right; whether the families' sections were checked."""
+def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> bool:
+    """Write the overrides, and the sections of families that are new, into params.yaml once the whole of it is right; whether
+    the families' sections were checked."""
     file = folder / "params.yaml"
+    text, added = settings.with_families(before := _text(file))
     if overrides:
-        text = settings.apply(file.read_text(encoding="utf-8"), settings.parse(overrides))
-        params = settings.checked(text)
-        sources(folder, params)
+        text = settings.apply(text, settings.parse(overrides))
+    settings.require_interpolated(text)
+    params = settings.checked(text) if text != before else config.read(file)
+    sources(folder, params)
+    if text != before:
         work.write(file, text)
-    else:
-        sources(folder, config.read(file))
-    return bool(overrides)
+    if added:
+        print(f"params.yaml: added {', '.join(added)}", file=said)
+    return text != before
+
+
+def _text(file: Path) -> str:
+    config.read(file)  # raises where it cannot be read, or is no settings
+    return file.read_text(encoding="utf-8")
+
+
+def _replaced(folder: Path) -> bool:
+    """Whether the code of a family of another package is not that of the last run. DVC does not see packages; the stage
+    `settings` notes their code for it."""
+    used = config.read(folder / "params.yaml").generators
+    outside = [name for name in used if name not in GENERATORS.ours]
+    if not outside:
+        return False
+    try:
+        noted = json.loads((folder / "data" / "settings.json").read_text(encoding="utf-8"))["code"]
+        return any(noted[name] != GENERATORS.code(name) for name in outside)
+    except (OSError, ValueError, KeyError, TypeError):  # DVC sees that, and runs the stage
+        return False
 
 
 def sources(folder: Path, params: config.Params) -> None:
@@ -96,10 +123,9 @@ def sources(folder: Path, params: config.Params) -> None:
 
     Raises ConfigError, DataError.
     """
-    external = str(params.families.get("external", {}).get("path", ""))
     for key, path, needed in (
         ("data.path", params.data.path, params.data.source not in ("digits", "torchvision")),
-        ("external.path", external, "external" in params.generators),
+        ("data.external", params.data.external, "external" in params.generators),
     ):
         if not path:
             raise ConfigError(f"params.yaml: {key}={path!r}", expected="a folder", remedy=f"set {key}")

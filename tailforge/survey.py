@@ -36,9 +36,7 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
     `train_share` is the share of images that the split will leave to train where the data bring none. Raises DataError.
     """
     source, table = _source(data)
-    read = {"source": source, "path": str(data), "table": table}
-    unknown = {"name": "", "groups": "", "image_size": 8, "channels": 1, "resize": "pad", "flips": "none"}
-    described = config.Data.model_validate(read | unknown)
+    described = config.Data.model_validate({"source": source, "path": str(data), "table": table})
     train, sample = _counted(rows.rows(described), train_share)
     sizes, coloured = _looked_at(sample, data)
     size = _side(sizes)
@@ -53,17 +51,17 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
         "data.flips": "horizontal" if coloured else "none",
         "scarcity.kind": "as_is",
         "sample.fill_to": min(FILL_AT_MOST, max(train.values())),
-        **_generators(size, 3 if coloured else 1),
         "classifier.steps": 500 if size <= 16 else 200,
         "classifier.augment": "flip_affine" if coloured else "affine",
     }
     return values, groups
 
 
-def _generators(size: int, channels: int) -> dict[str, Any]:
-    """Settings of the families, which params.yaml has for 8 x 8 pixels, for larger images: minutes on two cores for each."""
+def fitting(family: str, size: int, channels: int) -> dict[str, Any]:
+    """Settings of a family, whose defaults are for 8 x 8 pixels, for larger images: minutes on two cores. None for a family
+    that is not ours."""
     if size <= 8:
-        return {"flow_matching.steps": 2000}
+        return {"steps": 2000} if family == "flow_matching" else {}
     patch = _patch(size)
     denoising = {
         "patch": patch, "steps": 1500, "ema": 0.995, "augment": 0.05, "guidance": "classifier_free", "guidance_scale": 1.5,
@@ -88,7 +86,7 @@ def _generators(size: int, channels: int) -> dict[str, Any]:
         "diffusion": denoising,
         "flow_matching": {**denoising, "solver_steps": 8},
     }  # fmt: skip
-    return {f"{family}.{key}": value for family, own in families.items() for key, value in {**own, "threads": 0}.items()}
+    return {**families[family], "threads": 0} if family in families else {}
 
 
 def _source(data: Path) -> tuple[str, str]:

@@ -117,7 +117,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subpro
     (folder / "dvc.yaml").write_text(toy_project.DVC_YAML)
     (folder / "stage.py").write_text(toy_project.STAGE)
     (folder / ".gitignore").write_text(".tailforge\n__pycache__\n")
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text() + toy_project.FAMILIES)
     toy_project.setting(folder, "generators: [flow_matching]", "generators: [naive, external]")
     for name in ("data/raw", "data/external"):
         (folder / name).mkdir(parents=True)

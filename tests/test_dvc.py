@@ -1,8 +1,9 @@
-"""dvc.yaml: stages in order, code dependencies that cover what a stage imports, the test set opened by one stage alone."""
+"""dvc.yaml: stages in order, rooms that cover what a stage imports, the test set opened by one stage alone."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import FAMILIES
+from pipeline import config
+from pipeline.registry import GENERATORS
 from pipeline.stages.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+FAMILIES = tuple(GENERATORS.ours)
 
-# Files that cannot change what a stage writes: settings are parameters of their own (no default stands in Python), and the
-# rest are messages, the reading of options, lists of names. As dependencies of every stage they would rerun all for a message.
-NOT_RESULTS = {PIPELINE / name for name in ("errors.py", "config.py", "lazy.py", "stages/__main__.py")}
+# Files that cannot change what a stage writes: settings, with their defaults, are parameters, and so is the code of a family.
+# The rest are messages, the reading of options, lists of names. As dependencies of every stage they would rerun all for a word.
+LISTS = ("registry.py", "generators/registry.py", "lazy.py")
+NOT_RESULTS = {PIPELINE / name for name in ("errors.py", "config.py", "stages/__main__.py", *LISTS)}
+NOT_RESULTS |= {PIPELINE / f"generators/{family}.py" for family in FAMILIES}
 
 
 @cache
@@ -78,6 +83,15 @@ def exports_alone(file: Path) -> bool:
     return file.name == "__init__.py" and "exports(" in file.read_text(encoding="utf-8")
 
 
+def rooms(verb: str, family: str | None) -> set[Path]:
+    """The files that the dependencies of a stage must cover."""
+    if verb == "settings":  # what says how settings are resolved; it runs nothing of what it imports
+        return {PIPELINE / "stages/settings.py", PIPELINE / "config.py", PIPELINE / "registry.py"} | {
+            file for file in (PIPELINE / "generators").rglob("*.py") if has_code(file)
+        }
+    return closure(f"pipeline.stages.{verb}", *lazily_imported(verb, family))
+
+
 def lazily_imported(verb: str, family: str | None) -> list[str]:
     """Modules that a stage imports by name, which no AST shows."""
     if verb in ("fit", "sample", "validate", "measure"):
@@ -99,7 +113,7 @@ def path_of(dependency: str, family: str | None) -> str:
     for key, value in (
         ("item.family", family),
         ("data.path", PARAMS["data"]["path"]),
-        ("external.path", PARAMS["external"]["path"]),
+        ("data.external", PARAMS["data"]["external"]),
     ):
         dependency = dependency.replace(f"${{{key}}}", str(value))
     return dependency
@@ -108,7 +122,7 @@ def path_of(dependency: str, family: str | None) -> str:
 def missing(verb: str, family: str | None, deps: list[str]) -> list[str]:
     """Files that the stage imports and that no dependency covers."""
     declared = [ROOT / path_of(dep, family) for dep in deps]
-    needed = closure(f"pipeline.stages.{verb}", *lazily_imported(verb, family))
+    needed = rooms(verb, family)
     return sorted(str(f.relative_to(ROOT)) for f in needed if not any(f == d or d in f.parents for d in declared))
 
 
@@ -123,7 +137,7 @@ def test_code_dependencies_cover_the_imports(stage: str, verb: str, family: str 
 
 @pytest.mark.parametrize(("stage", "verb", "family", "entry"), STAGES, ids=IDS)
 def test_each_code_dependency_exists_and_is_imported(stage: str, verb: str, family: str | None, entry: dict[str, Any]) -> None:
-    every_family = {file for name in FAMILIES for file in closure(f"pipeline.stages.{verb}", *lazily_imported(verb, name))}
+    every_family = {file for name in FAMILIES for file in rooms(verb, name)}
     for dep in entry["deps"]:
         if dep.startswith("pipeline/"):
             path = ROOT / path_of(dep, family)
@@ -132,14 +146,14 @@ def test_each_code_dependency_exists_and_is_imported(stage: str, verb: str, fami
             assert used, f"{stage} depends on {dep}, which it does not import"
 
 
-def test_a_missing_dependency_is_found() -> None:
-    """Each file that is named alone is missed when its line goes: by every stage, or by one family of a matrix."""
+def test_a_missing_room_is_found() -> None:
+    """Each line of code is missed when it goes: by every stage, or by one family of a matrix."""
     for name, entry in DVC.items():
         runs = [(verb, family) for stage, verb, family, _ in STAGES if stage.split("@")[0] == name]
         for dep in entry["deps"]:
-            if dep.endswith(".py"):
+            if dep.startswith("pipeline/"):
                 others = [other for other in entry["deps"] if other != dep]
-                assert any(path_of(dep, family) in missing(verb, family, others) for verb, family in runs), (name, dep)
+                assert any(missing(verb, family, others) for verb, family in runs), (name, dep)
 
 
 def test_imports_in_functions_and_lazy_ones_are_seen(tmp_path: Path) -> None:
@@ -149,11 +163,15 @@ def test_imports_in_functions_and_lazy_ones_are_seen(tmp_path: Path) -> None:
     assert "pipeline.core.seeds" in set(imported(file)) and "pipeline.arms" not in set(imported(file))
 
 
-def test_families_do_not_share_a_file_of_their_own() -> None:
-    for stage, _, family, entry in STAGES:
-        named = {path_of(dep, family) for dep in entry["deps"]} if family else set()
-        others = {f"pipeline/generators/{other}.py" for other in FAMILIES if other != family}
-        assert not named & (others | {"pipeline/generators"}), stage
+def test_a_familys_file_reruns_that_family_alone() -> None:
+    """No stage but `settings` depends on it; those that run it have its hash as a parameter."""
+    for stage, verb, family, entry in STAGES:
+        own = {ROOT / path_of(dep, family) for dep in entry["deps"]}
+        files = {PIPELINE / f"generators/{name}.py" for name in FAMILIES}
+        covered = [file for file in files if any(place == file or place in file.parents for place in own)]
+        assert bool(covered) == (verb == "settings"), stage
+        runs_it = verb in ("fit", "sample", "validate", "measure")
+        assert ("code.${item.family}" in resolved(entry)) == runs_it, stage
 
 
 def test_stages_stand_in_topological_order() -> None:
@@ -184,7 +202,9 @@ def test_generators_see_the_rows_that_drift_chose_and_no_others() -> None:
     for name, entry in DVC.items():
         rows = [dep for dep in entry["deps"] if dep.endswith("train.parquet") or dep == "data/drift/reference"]
         assert rows == (
-            ["data/drift/reference"] if name in ("fit", "sample") else ["data/prepared/train.parquet"] * (name != "prepare")
+            ["data/drift/reference"]
+            if name in ("fit", "sample")
+            else ["data/prepared/train.parquet"] * (name not in ("settings", "prepare"))
         )
     assert not any(dep.startswith("data/prepared") for name in ("fit", "sample") for dep in DVC[name]["deps"])
 
@@ -223,25 +243,32 @@ def test_commands_give_the_options_that_the_verb_takes(
     assert required <= given <= {option.rstrip("?") for option in VERBS[verb]}
 
 
+def resolved(entry: dict[str, Any]) -> list[str]:
+    """The keys of data/settings.json that are parameters of a stage; all of them are [""]."""
+    [keys] = [keys for file in entry.get("params", []) for name, keys in file.items() if name == "data/settings.json"] or [[]]
+    return [""] if keys is None else list(map(str, keys))
+
+
+def test_parameters_are_resolved_settings() -> None:
+    """Of params.yaml itself only `settings` sees a change: what it does not say has its default there."""
+    for name, entry in DVC.items():
+        files = [file for p in entry.get("params", []) for file in p]
+        assert set(files) <= {"data/settings.json", "data/prepared/inputs.json"}, name
+        assert ("params.yaml" in entry["deps"]) == (name == "settings"), name
+
+
+def test_what_dvc_reads_in_params_yaml_is_known_to_be_needed_there() -> None:
+    text = re.sub(r"#.*", "", (ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    assert set(re.findall(r"\$\{([\w.]+)\}", text)) - {"item.family"} == set(config.INTERPOLATED)
+
+
 def test_a_family_depends_on_its_own_settings_alone() -> None:
     for name in ("fit", "sample", "validate", "measure", "train_synthetic"):
-        params = [str(p) for p in DVC[name]["params"] if not isinstance(p, dict)]
-        assert not set(params) & set(FAMILIES) and "generators" not in params, name
-    assert "${item.family}" in DVC["fit"]["params"]
+        assert not {"families", "code", "generators", ""} & set(resolved(DVC[name])), name
+    assert "families.${item.family}" in resolved(DVC["fit"])
 
 
-def named(entry: dict[str, Any]) -> set[str]:
-    """Sections of params.yaml that are parameters of a stage; a family's own is `${item`."""
-    return {str(p).split(".")[0] for p in entry.get("params", []) if not isinstance(p, dict)}
-
-
-def test_every_setting_is_a_parameter_of_a_stage_that_uses_it_and_of_evaluate() -> None:
-    others = set[str]().union(*(named(entry) for name, entry in DVC.items() if name != "evaluate"))
-    assert set(PARAMS) - {"engine"} == named(DVC["evaluate"]) == (others & set(PARAMS)) | set(FAMILIES) | {"evaluate"}
-
-
-def test_no_stage_reruns_for_another_engine() -> None:
-    """Nor through the whole of params.yaml, as a parameter or as a file: a parameter of DVC is a key of it."""
-    for name, entry in DVC.items():
-        files = [file for p in entry.get("params", []) if isinstance(p, dict) for file in p]
-        assert "engine" not in named(entry) and "params.yaml" not in [*files, *entry["deps"]], name
+def test_every_setting_is_a_parameter_of_a_stage_that_uses_it() -> None:
+    named = {key.split(".")[0] for name, entry in DVC.items() for key in resolved(entry) if name != "evaluate"}
+    assert set(config.sections()) - {"engine"} <= named and named <= {*config.sections(), "families", "code"}
+    assert "engine" not in named and resolved(DVC["evaluate"]) == [""]

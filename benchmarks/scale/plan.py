@@ -18,6 +18,7 @@ from benchmarks.scale import arithmetic
 from benchmarks.scale.assumed import FITS, Cluster, Task
 from benchmarks.scale.measured import Costs, Image
 from pipeline import config
+from pipeline.generators import registry
 
 STATES = (0, 1, 2)
 CURRENT, SHARDS, ALL = STATES
@@ -70,7 +71,7 @@ class Plan:
     def of(cls, image: Image, costs: Costs, cluster: Cluster | None = None, task: Task | None = None) -> Plan:
         """With shards, blocks, judges and seeds as in params.yaml."""
         params = config.read()
-        block = int(params.families["flow_matching"]["block_images"])
+        block = registry.settings(params, "flow_matching").model_dump()["block_images"]
         shard, judges = params.sample.shard_images, params.judges.folds
         return cls(image, costs, cluster or Cluster(), task or Task(seeds=params.arms.seeds), shard, block, judges)
 

@@ -26,10 +26,10 @@ from pipeline.errors import DataError
 
 
 def rows(path: Path, classes: list[str]) -> Iterator[Row]:
-    """The images under `path`, external.path. Raises DataError where there are none or a label is not among `classes`."""
-    root = existing_folder(path, "external.path")
+    """The images under `path`, data.external. Raises DataError where there are none or a label is not among `classes`."""
+    root = existing_folder(path, "data.external")
     files = sorted(root.glob("*.parquet"))
-    for row in _tables(files) if files else walk(root, "external.path"):
+    for row in _tables(files) if files else walk(root, "data.external"):
         if row.label not in classes:
             raise DataError(
                 f"external image {row.path!r} has label {row.label!r}",

@@ -23,10 +23,7 @@ NAME = "external"
 
 
 class ExternalConfig(Section):
-    """The section `external` of params.yaml."""
-
-    path: str = "data/external"
-    """class folders, or Parquet with columns image, label and optionally sources"""
+    """No settings: `data.external` is the folder, and `prepare` reads it."""
 
 
 class External(GenerativeModel):

@@ -14,6 +14,7 @@ from pipeline.runtime import stage_client as asking
 
 # verb: options that are paths (and, for `family`, a name); all are required but those with a question mark
 VERBS = {
+    "settings": ["out"],
     "prepare": ["out"],
     "drift": ["prepared", "out"],
     "fit": ["family", "prepared", "reference", "out", "cost"],

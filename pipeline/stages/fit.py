@@ -24,7 +24,8 @@ def run(params: Params, family: str, prepared: Path, reference: Path, out: Path,
 
     A killed fit goes on at its last checkpoint. Raises ConfigError where the processes cannot share a batch evenly.
     """
-    settings, processes = registry.settings(params, family), _processes(params, family)
+    settings = registry.settings(params, family)
+    processes = _processes(params.fit.processes, family, getattr(settings, "batch_images", 0))
     inputs = (reference / "train.parquet", reference / "dataset.json", Prepared(prepared).input_of(family))
     with work.resumable(out, params.seed, settings.model_dump(), processes, *inputs) as folder:
         checkpoints = folder / CHECKPOINTS
@@ -40,9 +41,8 @@ def run(params: Params, family: str, prepared: Path, reference: Path, out: Path,
                 parallel.launch(__name__, processes, folder, given)
 
 
-def _processes(params: Params, family: str) -> int:
+def _processes(asked: int, family: str, batch: int) -> int:
     """How many processes fit the family: one where it is not trained on batches that can be shared, which is said."""
-    asked, batch = params.fit.processes, params.families[family].get("batch_images", 0)
     if asked == 1 or not registry.family(family).traits.data_parallel:
         if asked > 1:
             print(f"{family}: fitted by one process, its batches cannot be shared", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import FAMILIES, Params
+from pipeline.config import Params
 from pipeline.core import work
 from pipeline.datasets import assemble, external, intake, lists, past
 from pipeline.datasets.decide import decide
@@ -18,7 +18,7 @@ def run(params: Params, out: Path) -> None:
     sides.parquet, which an earlier version left in `out`, keeps its rows on their sides, and is replaced.
     """
     data = params.data
-    elsewhere = Path(params.families["external"]["path"]) if "external" in params.generators else None
+    elsewhere = Path(data.external) if "external" in params.generators else None
     settings = [section.model_dump() for section in (data, params.split, params.scarcity)]
     found = intake.state(Path(data.path), *lists.files(params).values(), *([elsewhere] if elsewhere else []))
     with work.resumable(out, params.seed, settings, str(elsewhere), found) as folder:
@@ -33,14 +33,15 @@ def run(params: Params, out: Path) -> None:
             assemble.write_manifest(folder / f"{name}.parquet", assemble.real_rows(shards, decision, side))
             for side, name in enumerate(FILES)
         ]
-        odd, inputs = intake.set_aside(table), dict.fromkeys(FAMILIES)
+        odd, inputs = intake.set_aside(table), dict[str, str | None].fromkeys(params.generators)
         others = []
         if elsewhere:
             made = external.rows(elsewhere, decision.classes)
             others = intake.take_in(made, data, folder / ".external", "prepare: external images")
             odd += intake.set_aside(intake.columns(others))
         hash_of_others = assemble.write_manifest(folder / "external.parquet", assemble.external_rows(others))
-        inputs["external"] = hash_of_others if elsewhere else None
+        if elsewhere:
+            inputs["external"] = hash_of_others
         # Every stage reads dataset.json, and none but train_real may notice the reserve: it is no part of the fingerprint.
         fingerprint = work.key(*hashes[: len(SIDES)])
         work.write_json(folder / "dataset.json", assemble.describe(decision, data, odd, fingerprint))

@@ -19,7 +19,9 @@ from flows import dvc
 from helpers.toy import ROOT, WAIT, setting, until
 from pipeline import config
 from pipeline.errors import ConfigError, InputError
-from tailforge import mounts, project, running, serving, settings
+from pipeline.generators import registry
+from pipeline.registry import GENERATORS
+from tailforge import mounts, project, running, serving, settings, survey
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Points = Callable[[int], None]
@@ -211,42 +213,72 @@ def test_nothing_but_results_is_swept(path: str, tmp_path: Path) -> None:
 # --- an older version
 
 
-OLD = {"drift": None, "arms": ["curve", "null_controls"], "classifier": ["tau_strong", "drw_share"], "measure": None}
-
-
 def older(text: str) -> str:
-    """The shipped settings without what came since 0.2.0, as text."""
-    lines = text.splitlines()
-    for section, keys in OLD.items():
-        blocks = settings._blocks(lines, "")
-        for block in [blocks[section]] if keys is None else [settings._blocks(blocks[section], "  ")[key] for key in keys]:
-            start = next(i for i in range(len(lines)) if lines[i : i + len(block)] == block)
-            del lines[start : start + len(block)]
-    return "\n".join(lines) + "\n"
+    """The shipped settings as the last version had them: keys that have another name now, sections of all families."""
+    text = re.sub(r"(?m)^  external: .*\n", "", text).replace("  synthetic_fractions: ", "  doses: ")
+    for section, keys in {"drift": None, "classifier": ["tau_strong", "drw_share"]}.items():
+        block = settings._blocks(text.splitlines(), "")[section]
+        gone = block if keys is None else [line for key in keys for line in settings._blocks(block, "  ")[key]]
+        text = text.replace("\n".join(gone) + "\n", "")
+    for name in GENERATORS.ours:
+        if name not in ("flow_matching", "external"):
+            text += f"\n{settings._section(name, registry.settings(config.Params(), name), None)}\n"
+    return text + "\nexternal:\n  path: data/external    # class folders\n"
 
 
 @pytest.mark.fault(
-    14, "settings of an older version: what is missing is named; upgraded, they are whole, values and comments kept"
+    14, "settings of an older version: keys are renamed, sections that nobody uses go, values and comments are kept"
 )
-def test_settings_of_an_older_version_are_completed(tmp_path: Path, points: Points) -> None:
-    old = older(PARAMS).replace("seed: 0 ", "seed: 7 ")
-    (tmp_path / "params.yaml").write_text(old)
-    missing = r"drift, measure, classifier\.tau_strong, .*arms\.curve are missing; run `tailforge upgrade`"
-    with pytest.raises(ConfigError, match=missing):
-        config.read(tmp_path / "params.yaml")
-    text, added = settings.completed(old, PARAMS)
-    assert set(added) == {
-        "drift",
-        "measure",
-        "arms.curve",
-        "arms.null_controls",
-        "classifier.tau_strong",
-        "classifier.drw_share",
-    }
-    assert yaml.safe_load(text) == yaml.safe_load(PARAMS) | {"seed": 7}
-    assert set(old.splitlines()) <= set(text.splitlines()) and text.count("#") == PARAMS.count("#")
-    assert settings.completed(text, PARAMS) == (text, [])
-    points(len(added))
+def test_settings_of_an_older_version_are_translated(points: Points) -> None:
+    old = older(PARAMS).replace("seed: 0 ", "seed: 7 ").replace("path: data/external ", "path: renders ")
+    old = old.replace("  latent_dim: 16 ", "  latent_dim: 24 ") + "# the end\n"
+    with pytest.raises(ConfigError, match=r"arms\.doses is called arms\.synthetic_fractions.*run `tailforge upgrade`"):
+        config.resolved(config.values(old))
+    text, done = settings.upgraded(old)
+    kept = registry.settings(config.Params(), "vae").model_dump() | {"latent_dim": 24}  # not as it was laid
+    values = yaml.safe_load(PARAMS)
+    assert yaml.safe_load(text) == values | {"seed": 7, "data": values["data"] | {"external": "renders"}, "vae": kept}
+    assert settings.checked(text).data.external == "renders"
+    laid = [name for name in GENERATORS.ours if name not in ("flow_matching", "vae", "external")]
+    assert done == [
+        "params.yaml: renamed arms.doses to arms.synthetic_fractions, external.path to data.external",
+        f"params.yaml: dropped, as they were laid: {', '.join(laid)}",
+        "params.yaml: added drift, classifier.tau_strong, classifier.drw_share",
+    ]
+    lost = set(old.splitlines()) - set(text.splitlines())
+    assert not [line for line in lost if "seed" in line or "latent_dim" in line or line == "# the end"]
+    assert all(line in text for line in PARAMS.splitlines() if not re.search("seed: 0|external: |synthetic_fractions: ", line))
+    assert settings.upgraded(text) == (text, [])
+    points(len(done))
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS.ours if survey.fitting(name, 32, 3)])
+def test_sections_that_init_laid_for_larger_images_go_too(name: str) -> None:
+    params = config.Params(data=config.Data(image_size=32, channels=3))
+    text = settings.rendered(
+        params, {"flow_matching": settings.start("flow_matching", params), name: settings.start(name, params)}
+    )
+    assert settings.upgraded(text)[0] == settings.rendered(params, {"flow_matching": settings.start("flow_matching", params)})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arms: {doses: [0.5], seeds: 3} # mine\n", "[0.5]"),
+        ("arms:\n  seeds: 3\n  # a doses: comment\n  doses: [0.5]\n", "[0.5]"),
+        ("arms:\n  doses: [0.5]\n  synthetic_fractions: [0.5]\n", "has both arms.doses and arms.synthetic_fractions"),
+        ("? arms\n: doses: [0.5]\n", "arms.doses is called arms.synthetic_fractions"),
+    ],
+)
+def test_a_key_is_renamed_or_left_to_the_user(text: str, said: str) -> None:
+    try:
+        made, _ = settings._renamed(text)
+    except ConfigError as error:
+        assert said in str(error) and "\n" not in str(error)
+    else:
+        assert (
+            str(yaml.safe_load(made)["arms"]["synthetic_fractions"]) == said and "mine" in made
+        ) or "a doses: comment" in made
 
 
 def test_a_section_on_one_line_is_left_to_the_user() -> None:
@@ -261,7 +293,7 @@ def test_a_project_of_an_older_version_is_upgraded(tmp_path: Path, command: Comm
     folder = tmp_path / "old"
     folder.mkdir()
     stages = yaml.safe_load(project.stages())
-    del stages["stages"]["drift"]
+    del stages["stages"]["settings"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(stages))
     (folder / "params.yaml").write_text(older(PARAMS))
     (folder / ".gitignore").write_text(".tailforge\n")
@@ -272,10 +304,13 @@ def test_a_project_of_an_older_version_is_upgraded(tmp_path: Path, command: Comm
     command("git", "commit", "--quiet", "--message", "old", cwd=folder)
     done = command(*MAIN, "run", cwd=folder, check=False)
     assert (
-        done.returncode == 2 and done.stderr.count("\n") == 1 and "tailforge upgrade" in done.stderr and "drift" in done.stderr
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "tailforge upgrade" in done.stderr
+        and "settings" in done.stderr
     )
     said = command(*MAIN, "upgrade", cwd=folder).stdout
-    assert "params.yaml: added " in said and "dvc.yaml: laid anew" in said
+    assert "params.yaml: renamed arms.doses to" in said and "dvc.yaml: laid anew" in said
     project.require_current(folder)
     assert config.read(folder / "params.yaml") == config.read(ROOT / "params.yaml")
     command("git", "commit", "--quiet", "--all", "--message", "new", cwd=folder)

@@ -196,7 +196,11 @@ def test_a_folder_of_images_within_another_is_not_removed(project: Path) -> None
     """The outer one is a link to the project's, so what lies below it is the project's as well."""
     (project / "source/made").mkdir()
     (project / "source/made/precious").write_text("mine")
-    commit(project, "params.yaml", (project / "params.yaml").read_text() + "external: {path: source/made}\n")
+    commit(
+        project,
+        "params.yaml",
+        (project / "params.yaml").read_text().replace("path: source", "path: source, external: source/made"),
+    )
     for _ in range(2):
         with worktree.opened(project) as folder:
             assert (folder / "source/made/precious").read_text() == "mine"

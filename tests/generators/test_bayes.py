@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from helpers.contracts_settings import SETTINGS, digits
-from pipeline.config import FAMILIES
 from pipeline.core.images import to_uint8
 from pipeline.generators import bayes
 from pipeline.generators.registry import family
+from pipeline.registry import GENERATORS
 
 
 class Normal:
@@ -58,7 +58,7 @@ def test_the_naive_model_classifies_digits() -> None:
 
 def test_families_without_a_density_have_no_posterior() -> None:
     able = set()
-    for name in FAMILIES:
+    for name in GENERATORS.ours:
         kind = family(name)
         model = kind(kind.Config(**SETTINGS[name]), shape=(1, 8, 8), n_classes=3)
         assert bayes.has_posterior(model) == (kind.traits.density in ("explicit", "approximate", "unnormalised"))

@@ -54,7 +54,7 @@ SETTINGS = {
         "guide_steps": 5, "guide_width": 16, "solver_steps": 6, "likelihood_steps": 4, "likelihood_probes": 1,
         "block_images": 16, "precision": "fp32", "threads": 1,
     },
-    "external": {"path": "data/external"},
+    "external": {},
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pipeline import config
 from pipeline.core import work
 from pipeline.core.images import encode_png, pixel_hash
 from pipeline.core.manifest import Manifest
+from pipeline.registry import GENERATORS
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [str(c) for c in range(10)]
@@ -92,5 +93,5 @@ def write(folder: Path, counts: list[int] | None = None, val: int = 8, test: int
             pq.write_table(pa.table(checked), folder / "checked/naive/images.parquet")
     info = {"classes": CLASSES, "image_size": 8, "channels": 1, "groups_known": False}
     work.write(folder / "prepared/dataset.json", json.dumps(info))
-    work.write(folder / "prepared/inputs.json", json.dumps(dict.fromkeys(config.FAMILIES)))
+    work.write(folder / "prepared/inputs.json", json.dumps(dict.fromkeys(GENERATORS.names)))
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.config import FAMILIES, Params, parse
+from pipeline.config import Params, resolved
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +20,7 @@ def params(**changes: Any) -> Params:
     values["scarcity"]["kind"] = "as_is"
     for name, change in changes.items():
         values[name] = {**values[name], **change} if isinstance(change, dict) else change
-    families = {name: values.pop(name) for name in FAMILIES}
-    return parse(Params, {**values, "families": families}, "")
+    return resolved(values)
 
 
 def picture(seed: int, size: int = 16, channels: int = 1) -> Image.Image:

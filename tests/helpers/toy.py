@@ -32,6 +32,12 @@ stages:
           cache: false
 """
 
+FAMILIES = """
+naive:
+  shrinkage: 0.2  # of the stage `second`, whose parameters DVC wants to find
+external: {}
+"""
+
 STAGE = """\
 import json, os, signal, subprocess, sys, time
 from pathlib import Path

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from helpers.judged import manifest
-from pipeline.config import FAMILIES
 from pipeline.core import work
 from pipeline.core.prepared import Prepared
+from pipeline.registry import GENERATORS
 
 
 def digits(label: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def version(folder: Path, images: dict[str, np.ndarray], *, classes: list[str] |
         table = table.set_column(4, "group", rows.table["pixel_hash"])
     pq.write_table(table, folder / "train.parquet")
     info = {"classes": classes or list(images), "image_size": pixels.shape[-1], "channels": pixels.shape[1]}
-    work.write_json(folder / "inputs.json", dict.fromkeys(FAMILIES))
+    work.write_json(folder / "inputs.json", dict.fromkeys(GENERATORS.names))
     work.write_json(folder / "dataset.json", info | {"fingerprint": work.key(folder / "train.parquet")})
     return Prepared(folder)
 

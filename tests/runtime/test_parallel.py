@@ -109,8 +109,7 @@ def test_no_process_outlives_the_stage(number: signal.Signals, tmp_path: Path) -
 
 def of_flow_matching(processes: int, **values: int) -> Params:
     settings = params(fit={"processes": processes})
-    family = {**settings.families["flow_matching"], **values}
-    return settings.model_copy(update={"families": {**settings.families, "flow_matching": family}})
+    return settings.model_copy(update={"families": {"flow_matching": values}})
 
 
 def test_the_stage_fits_with_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

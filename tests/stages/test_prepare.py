@@ -17,7 +17,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from helpers.making import ROOT, folders, params, picture
-from pipeline import config
 from pipeline.config import Params
 from pipeline.core import work
 from pipeline.core.images import pixel_hash
@@ -78,7 +77,7 @@ def test_the_digits_of_the_demo():
     assert sum(sum(side.values()) for side in info["counts"].values()) == 1797
     assert min(info["counts"]["test"].values()) >= 80 and min(info["counts"]["val"].values()) >= 20
     assert made.classes == list("0123456789") and made.shape == (1, 8, 8) and not info["official_test"]
-    assert json.loads((OUT / "inputs.json").read_text()) == dict.fromkeys(config.FAMILIES)
+    assert json.loads((OUT / "inputs.json").read_text()) == dict.fromkeys(["flow_matching"])
     assert len(made.external()) == 0 and info["n_left_out"] == 0 and info["warnings"] == []
 
 
@@ -456,9 +455,9 @@ def test_external_images_are_synthetic_train_rows_with_unknown_sources():
     folders(Path("raw"), {"a": 10, "b": 10})
     folders(Path("elsewhere"), {"a": 3, "b": 2}, first=500, suffix=".jpg")
     Path("elsewhere/a/bad.png").write_bytes(b"junk")
-    settings = folder_params(external={"path": "elsewhere"})
+    settings = folder_params(data={"external": "elsewhere"})
     assert len(prepared(settings).external()) == 0
-    settings = folder_params(external={"path": "elsewhere"}, generators=["naive", "external"])
+    settings = folder_params(data={"external": "elsewhere"}, generators=["naive", "external"])
     made = prepared(settings)
     rows = made.external()
     assert rows.table.schema == SCHEMA and rows.counts(["a", "b"]).tolist() == [3, 2]

@@ -20,6 +20,7 @@ from helpers.toy import ROOT
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
 from pipeline.generators import registry
+from pipeline.registry import GENERATORS
 from tailforge import project, running, settings, survey
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,7 +68,7 @@ def test_a_run_says_whether_generators_were_re_used(
 def test_overrides_keep_comments_and_mean_the_same_to_both_yamls() -> None:
     given = [
         "data.path=/a b/c",
-        "generators=[naive, external]",
+        "generators=[external]",
         "flow_matching.lr=1e-5",
         "data.name=no",
         "data.table=",
@@ -76,7 +77,7 @@ def test_overrides_keep_comments_and_mean_the_same_to_both_yamls() -> None:
     text = settings.apply(PARAMS, settings.parse(given))
     values = yaml.safe_load(text)
     assert values["data"]["path"] == "/a b/c" and values["data"]["name"] == "no" and values["data"]["table"] == ""
-    assert values["generators"] == ["naive", "external"] and values["flow_matching"]["lr"] == 1e-5 and values["seed"] == 3
+    assert values["generators"] == ["external"] and values["flow_matching"]["lr"] == 1e-5 and values["seed"] == 3
     changed = [new for old, new in zip(PARAMS.splitlines(), text.splitlines(), strict=True) if old != new]
     assert len(changed) == 5 and all("#" in line for line in changed if "lr" not in line)
 
@@ -87,6 +88,11 @@ def test_overrides_keep_comments_and_mean_the_same_to_both_yamls() -> None:
         ("seed", "expected key=value"),
         ("data.image_sise=8", "did you mean data.image_size?"),
         ("seed.x=1", "unknown parameter"),
+        ("vae.stepz=3", "did you mean vae.steps?"),
+        ("flowmatching.steps=3", "did you mean flow_matching.steps?"),
+        ("classifer.steps=3", "did you mean classifier.steps?"),
+        ("scarcity.counts.cat=3", "unknown parameter"),
+        ("external.path=x", "unknown parameter"),
         ("generators=[naive", "a YAML value"),
     ],
 )
@@ -94,6 +100,72 @@ def test_bad_overrides_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match="-S") as caught:
         settings.apply(PARAMS, settings.parse([override]))
     assert said in str(caught.value)
+
+
+def test_what_params_yaml_does_not_show_is_added_to_it() -> None:
+    """A key with its comment; a section of a family whole, with what suits the size of the images."""
+    text = settings.apply(PARAMS, {"vae.steps": 100, "data.image_size": 32})
+    values = yaml.safe_load(text)
+    assert values["vae"] == survey_start("vae", 32) | {"steps": 100} and values["vae"]["patch"] == 2
+    assert values == yaml.safe_load(PARAMS) | {"vae": values["vae"], "data": values["data"]}
+    assert list(values).index("vae") == list(values).index("flow_matching") + 1
+    short = "seed: 3 # mine\ngenerators: [naive]\nnaive:\n  kind: kernel\n"
+    text = settings.apply(short, {"classifier.steps": 7, "naive.bandwidth": 0.5, "data.channels": 3})
+    assert yaml.safe_load(text) == {
+        "seed": 3, "generators": ["naive"], "naive": {"kind": "kernel", "bandwidth": 0.5},
+        "classifier": {"steps": 7}, "data": {"channels": 3},
+    }  # fmt: skip
+    assert "seed: 3 # mine" in text and "# optimiser steps, equal for all arms" in text and settings.checked(text).seed == 3
+
+
+def test_a_family_that_is_named_gets_its_section() -> None:
+    values = yaml.safe_load(settings.apply(PARAMS, {"generators": ["flow_matching", "gan", "external"], "data.image_size": 32}))
+    assert values["gan"] == survey_start("gan", 32) and "external" not in values
+    assert values["flow_matching"] == yaml.safe_load(PARAMS)["flow_matching"]
+
+
+def survey_start(name: str, size: int) -> dict[str, object]:
+    return registry.family(name).Config().model_dump() | survey.fitting(name, size, 1)
+
+
+def test_the_repositorys_params_yaml_is_rendered_from_the_config_classes() -> None:
+    params = config.read(ROOT / "params.yaml")
+    families = {name: registry.settings(params, name) for name in params.generators}
+    assert settings.rendered(params, families) == PARAMS
+
+
+def test_settings_are_told_with_default_and_origin(tmp_path: Path, toy: Path, command: Command) -> None:
+    text = PARAMS.replace("seed: 0 ", "seed: 5 ").replace("  bootstrap: 2000", "  # bootstrap: 2000")
+    told = {setting.key: setting for setting in settings.listed(text)}
+    assert (told["seed"].value, told["seed"].default, told["seed"].origin) == (5, 0, "params.yaml")
+    assert (told["evaluate.bootstrap"].value, told["evaluate.bootstrap"].origin) == (2000, "default")
+    assert told["evaluate.bootstrap"].comment == "resamples: seeds, then groups"
+    assert "flow_matching.steps" in told and "vae.steps" not in told
+    everything = {setting.key for setting in settings.listed(text, everything=True)}
+    assert everything >= {f"{name}.{key}" for name in GENERATORS.names for key in registry.family(name).Config.model_fields}
+    table = settings.table(list(told.values())).splitlines()
+    assert len(table) == 1 + len(told) and table[1].split()[:4] == ["seed", "5", "0", "params.yaml"]
+    printed = json.loads(command(*MAIN, "settings", "--json", cwd=toy).stdout)
+    assert printed[0].keys() == {"key", "value", "default", "origin", "comment"}
+
+
+@pytest.mark.parametrize("key", config.INTERPOLATED)
+def test_what_dvc_reads_must_stand_in_params_yaml(toy: Path, command: Command, key: str) -> None:
+    values = yaml.safe_load((toy / "params.yaml").read_text())
+    *path, last = key.split(".")
+    del (values[path[0]] if path else values)[last]
+    (toy / "params.yaml").write_text(yaml.safe_dump(values))
+    done = command(*MAIN, "run", "--no-release", cwd=toy, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"params.yaml lacks {key}" in done.stderr and "tailforge upgrade" in done.stderr
+
+
+def test_a_run_adds_the_section_of_a_family_that_is_new(toy: Path, command: Command) -> None:
+    text = (toy / "params.yaml").read_text()
+    (toy / "params.yaml").write_text(text.replace("[naive, external]", "[naive, gan]"))
+    done = command(*MAIN, "run", "--no-release", "--force", "nosuch", cwd=toy, check=False)
+    assert "params.yaml: added gan\n" in done.stdout and "--force nosuch" in done.stderr
+    assert yaml.safe_load((toy / "params.yaml").read_text())["gan"] == registry.family("gan").Config().model_dump()
 
 
 def test_a_familys_own_section_is_checked() -> None:
@@ -147,8 +219,9 @@ def test_json_is_alone_on_standard_output(toy: Path, command: Command, no_heavy:
         (["-S", "data.image_sise=8"], "did you mean data.image_size?"),
         (["-S", "seed=minus one"], "params.yaml: seed='minus one'"),
         (["-S", "naive.shrinkage=3"], "naive.shrinkage=3"),
+        (["-S", "vae.stepz=3"], "did you mean vae.steps?"),
         (["-S", "data.source=folder", "-S", "data.path=nowhere"], "data.path='nowhere' does not exist"),
-        (["-S", "generators=[naive, external]", "-S", "external.path=nowhere"], "external.path='nowhere' does not exist"),
+        (["-S", "generators=[naive, external]", "-S", "data.external=nowhere"], "data.external='nowhere' does not exist"),
         (["--force", "nosuch"], "expected one of first"),
     ],
 )
@@ -239,10 +312,9 @@ def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [8, 12, 16, 20, 28, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_family_takes_what_init_writes(size: int, channels: int) -> None:
-    values = survey._generators(size, channels)
-    params = settings.checked(settings.apply(PARAMS, {**values, "generators": list(config.FAMILIES)}))
-    for name in config.FAMILIES:
-        registry.family(name)(registry.settings(params, name), shape=(channels, size, size), n_classes=3)
+    params = config.Params(data=config.Data(image_size=size, channels=channels))
+    for name in GENERATORS.ours:
+        registry.family(name)(settings.start(name, params), shape=(channels, size, size), n_classes=3)
 
 
 @pytest.mark.parametrize("case", ["missing", "file", "occupied", "inside", "no classes", "unreadable"])
