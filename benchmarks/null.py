@@ -1,9 +1,9 @@
 """`python -m benchmarks.null [DATASET]`: how often no difference at all is called a gain.
 
-A/A: forty runs of the best real-only arm of a project that benchmarks.gain has run, under forty seeds. Two times five of
-them are drawn at random, 1,000 times, and compared as `synthetic` is with the best real-only arm: the same resamples,
-intervals and verdict, on validation rows. Nothing differs but seeds, so that `gain` and `harm` should each be read in 2.5 %
-at most. Written to benchmarks/results/null.json.
+A/A: forty runs of the best real-only arm of a project that benchmarks.gain has run, under forty seeds. Two times five of them
+are drawn at random, 1,000 times, and compared as `synthetic` is with the best real-only arm: the same resamples, intervals and
+verdict, on validation rows. Nothing differs but seeds, so `gain` and `harm` should each be read in 2.5 % at most. The shares
+are written to benchmarks/results/null.json.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.gain import PLACE, RESULTS
 from pipeline import config
-from pipeline.arms import Arm
-from pipeline.classifier import selection, train
-from pipeline.classifier.packed import Run, train_all
-from pipeline.config import SELF_DISTILLATION
+from pipeline.arms import Arm, recipe_of
+from pipeline.classifier import train
+from pipeline.classifier.choice import RealChoice
+from pipeline.classifier.packed import Campaign, runs_of, train_all
+from pipeline.classifier.teaching import taught
 from pipeline.core import work
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
@@ -36,18 +37,17 @@ def verdicts(name: str) -> dict[str, object]:
     """Train what is missing and compare."""
     place = PLACE / name
     params, data = config.read(place / "params.yaml"), Prepared(place / "data/prepared")
-    shared, val = selection.campaign(params, data), data.val()
-    choice = selection.read_choice(place / "data/runs/real")
-    best, teacher = str(choice["best_real_arm"]), str(choice["teacher"])
-    arm = Arm(best, selection.recipe_of(params, best, teacher))
-    if best == SELF_DISTILLATION:
-        shared = selection.taught(params, shared, teacher, place / "data/runs/real" / teacher)
+    shared, val, real = Campaign.of(params, data), data.val(), place / "data/runs/real"
+    choice, n = RealChoice.read(real), params.arms.seeds
+    best, teacher = (Arm(arm, recipe_of(shared.config, arm, choice.teacher)) for arm in (choice.best_real_arm, choice.teacher))
+    if best.recipe.distilled:
+        shared = taught(shared, runs_of(teacher, range(n), real / teacher.name))
     # Runs of another state of the project are none of this one's.
     folder = PLACE / "null" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
-    runs = [Run(arm, i, folder / f"{i}.safetensors") for i in range(RUNS)]
+    runs = runs_of(best, range(RUNS), folder)
     train_all(shared, runs)
 
-    n, images = params.arms.seeds, torch.from_numpy(shared.val_images)
+    images = torch.from_numpy(shared.val_images)
     resamples = resample(shared.val_targets, val.column("group"), n_seeds=n, n=params.evaluate.bootstrap, seed=params.seed)
     predicted = Predictions(np.stack([train.predict(train.load(run.file), images) for run in runs]), shared.val_targets)
     accuracy = predicted.balanced_accuracy(resamples.weights)  # (R + 1, RUNS)
@@ -57,7 +57,7 @@ def verdicts(name: str) -> dict[str, object]:
         drawn[verdict(interval(accuracy[:, a] - accuracy[:, b], resamples.seeds, params.evaluate.confidence))] += 1
     return {
         "dataset": name,
-        "arm": best,
+        "arm": best.name,
         "runs": RUNS,
         "pairs": PAIRS,
         **{k: drawn[k] / PAIRS for k in ("gain", "no_gain", "harm")},

@@ -1,8 +1,8 @@
 """`python -m benchmarks.students [DATASET …]`: what makes a student of synthetic images good, one change at a time.
 
 On projects that benchmarks.gain has run: the best real-only recipe, the pools, eight seeds, scores on validation rows alone.
-All plans have the same number of steps; d is the paired mean difference to the recipe itself, plus or minus its standard
-error over seeds. The tables go into docs/experiments.md, between the marks; runs that are there are kept.
+All plans have the same number of steps. d is the paired mean difference to the recipe itself, plus or minus its standard error
+over seeds. The tables go into docs/experiments.md, between the marks. Runs that are there already are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from benchmarks import marks
 from benchmarks.gain import PLACE
 from pipeline import config
-from pipeline.arms import Arm, TrainingData, TrainingPlan, synthetic_arms
-from pipeline.classifier import selection, train
-from pipeline.classifier.packed import Campaign, Run, train_all
+from pipeline.arms import Arm, TrainingData, TrainingPlan, accepted_rows, recipe_of, synthetic_arms
+from pipeline.classifier import teaching, train
+from pipeline.classifier.choice import RealChoice
+from pipeline.classifier.packed import Campaign, Run, runs_of, scores_of, train_all
 from pipeline.config import ENSEMBLE, SELF_DISTILLATION
 from pipeline.core import work
 from pipeline.core.manifest import Manifest
@@ -31,39 +32,39 @@ PAGE, MARK = Path("docs/experiments.md"), "students"
 
 
 @dataclass(frozen=True)
-class Restless(Arm):
-    """A student that moves and mixes its rows as its teacher did."""
+class AugmentingStudent(Arm):
+    """A student that augments and mixes its rows as its teacher did."""
 
     def build(self, data: TrainingData, seed: int) -> TrainingPlan:
         """As Arm's."""
-        moved, mix, alpha = self.recipe.transform, self.recipe.mix, self.recipe.mix_alpha
-        return replace(super().build(data, seed), transform=moved, mix=mix, mix_alpha=alpha)
+        recipe = self.recipe
+        return replace(super().build(data, seed), transform=recipe.transform, mix=recipe.mix, mix_alpha=recipe.mix_alpha)
 
 
 def table(name: str, place: Path) -> str:
     """Train what is missing of the project at `place` and compare. Raises DataError where its runs are missing."""
     params = config.read(place / "params.yaml")
-    data, runs = Prepared(place / "data/prepared"), place / "data/runs"
+    data, real = Prepared(place / "data/prepared"), place / "data/runs/real"
     # Runs of another state of the project are none of this one's.
     folder = PLACE / "students" / f"{name}-{work.key(place / 'dvc.lock')[:12]}"
     members = [family for family in params.pools if family != ENSEMBLE]
     pool = Manifest.read(*(place / "data/pools" / family for family in members))
-    accepted = selection.accepted_rows(pool, [place / "data/checked" / family / "images.parquet" for family in members])
-    teacher = str(selection.read_choice(runs / "real")["teacher"])
-    recipe, distilled = (selection.recipe_of(params, arm, teacher) for arm in (teacher, SELF_DISTILLATION))
-    shared = selection.taught(params, selection.campaign(params, data, pool, accepted), teacher, runs / "real" / teacher)
-    files = [runs / "real" / teacher / f"{i}.safetensors" for i in range(params.arms.seeds)]
-    still = _still(shared, files)
+    accepted = accepted_rows(pool, [place / "data/checked" / family / "images.parquet" for family in members])
+    name_of = RealChoice.read(real).teacher
+    recipe, distilled = (recipe_of(params.classifier, arm, name_of) for arm in (name_of, SELF_DISTILLATION))
+    teacher = runs_of(Arm(name_of, recipe), range(params.arms.seeds), real / name_of)
+    shared = teaching.taught(Campaign.of(params, data, pool, accepted), teacher)
+    plain = _unaugmented(shared, teacher)
 
-    plans: dict[str, tuple[Campaign, Arm]] = {f"`{teacher}` itself, real images alone": (shared, Arm(teacher, recipe))}
+    plans: dict[str, tuple[Campaign, Arm]] = {f"`{name_of}` itself, real images alone": (shared, teacher[0].arm)}
     hard, soft = (synthetic_arms(recipe, synthetic_fraction=0.5, labels=labels) for labels in ("hard", "soft"))
-    plans["half train images, moved and mixed, soft (`self_distillation`)"] = shared, Arm(SELF_DISTILLATION, distilled)
-    plans["half train images as they are, soft"] = still, Arm(SELF_DISTILLATION, distilled)
+    plans["half train images, augmented and mixed, soft (`self_distillation`)"] = shared, Arm(SELF_DISTILLATION, distilled)
+    plans["half train images as they are, soft"] = plain, Arm(SELF_DISTILLATION, distilled)
     plans["half synthetic, hard"] = shared, hard["synthetic"]
     plans["half synthetic, soft"] = shared, soft["synthetic"]
     plans["half synthetic, soft, rejected images too"] = shared, soft["synthetic_unfiltered"]
     values = {key: getattr(soft["synthetic"], key) for key in ("name", "recipe", "adds", "synthetic_fraction", "labels")}
-    plans["half synthetic, soft, rows moved and mixed"] = shared, Restless(**values)
+    plans["half synthetic, soft, rows augmented and mixed"] = shared, AugmentingStudent(**values)
     for fraction in (0.25, 0.5):
         for labels in ("hard", "soft"):
             beside = synthetic_arms(distilled, synthetic_fraction=fraction, labels=labels)
@@ -73,24 +74,23 @@ def table(name: str, place: Path) -> str:
     lines += ["| plan | balanced accuracy | d, points |", "|---|---|---|"]
     base: np.ndarray | None = None
     for i, (words, (campaign, arm)) in enumerate(plans.items()):
-        mine = [Run(arm, seed, folder / f"{i}-{arm.name}" / f"{seed}.safetensors") for seed in SEEDS]
+        mine = runs_of(arm, SEEDS, folder / f"{i}-{arm.name}")
         train_all(campaign, mine)
-        scores = np.array([run.score for run in mine])
+        scores = np.array(scores_of(mine).scores)
         base = scores if base is None else base
         d = 100 * (scores - base)
         error = f"{d.mean():+.1f} ± {d.std(ddof=1) / np.sqrt(len(d)):.1f}" if i else ""
         lines.append(f"| {words} | {scores.mean():.3f} | {error} |")
-    together = train.balanced_accuracy(selection.soft_labels(files, shared.val_images), shared.val_targets)
-    return "\n".join([*lines, f"| the teacher, {len(files)} runs together | {together:.3f} | |"])
+    together = train.balanced_accuracy(teaching.soft_labels(teacher, shared.val_images), shared.val_targets)
+    return "\n".join([*lines, f"| the teacher, {len(teacher)} runs together | {together:.3f} | |"])
 
 
-def _still(shared: Campaign, teacher: list[Path]) -> Campaign:
-    """`shared` with train images that nothing has moved in the place of moved ones."""
+def _unaugmented(shared: Campaign, teacher: list[Run]) -> Campaign:
+    """`shared` with train images as they are in the place of augmented ones."""
     images, targets = shared.data.images, shared.data.targets
-    own = selection.soft_labels(teacher, images)
-    return replace(
-        shared, data=replace(shared.data, augmented_images=images, augmented_targets=targets, augmented_soft_labels=own)
-    )
+    own = teaching.soft_labels(teacher, images)
+    data = replace(shared.data, augmented_images=images, augmented_targets=targets, augmented_soft_labels=own)
+    return replace(shared, data=data)
 
 
 def main() -> None:

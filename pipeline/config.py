@@ -25,22 +25,23 @@ from pipeline.registry import GENERATORS
 
 ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
 SELF_DISTILLATION = "self_distillation"  # the student of the best of the other real-only arms
-REAL_ARMS = (
-    "real",
-    "oversample",
-    "logit_adjustment",
-    "augment",
-    "augment+logit_adjustment",
-    "augment+logit_adjustment_strong",
-    "mixup",
-    "cutmix",
-    "cutmix+logit_adjustment",
-    "class_balanced",
-    "ldam_drw",
-    "crt",
-    "smote",
-    SELF_DISTILLATION,
-)
+# What `arms.real` may name, and what the report says of it; the recipes are in pipeline/arms/recipes.py.
+REAL_ARMS = {
+    "real": "the train images as they are",
+    "oversample": "rare classes drawn more often",
+    "logit_adjustment": "loss shifted by the class shares",
+    "augment": "train images varied at random",
+    "augment+logit_adjustment": "random variation and shifted loss together",
+    "augment+logit_adjustment_strong": "the same, the loss shifted further",
+    "mixup": "mixed pairs of train images",
+    "cutmix": "random variation, and a box of one image in another",
+    "cutmix+logit_adjustment": "the same, and shifted loss",
+    "class_balanced": "random variation, and a loss that weighs rare classes more",
+    "ldam_drw": "margins for rare classes, which weigh more towards the end",
+    "crt": "random variation; the last layer trained anew on even classes",
+    "smote": "classes filled with points between their train images",
+    SELF_DISTILLATION: "soft labels of the best recipe's runs, learned from varied train images",
+}
 # Keys of older versions and what they are called now; `tailforge upgrade` translates them.
 RENAMED = {"arms.doses": "arms.synthetic_fractions", "external.path": "data.external"}
 INTERPOLATED = ("generators", "data.path", "data.external")  # what dvc.yaml reads in params.yaml, so that it must stand there
@@ -241,7 +242,7 @@ class Arms(Section):
     """runs of each arm; fewer than 5 say little"""
     selection_seeds: Annotated[int, Field(ge=1)] = 3
     """seeds by which fraction and labels are chosen on validation"""
-    real: Annotated[list[Literal[REAL_ARMS]], Field(min_length=1), AfterValidator(_taught)] = [  # type: ignore[valid-type]
+    real: Annotated[list[Literal[tuple(REAL_ARMS)]], Field(min_length=1), AfterValidator(_taught)] = [  # type: ignore[valid-type]
         "real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup", SELF_DISTILLATION,
     ]  # fmt: skip
     """the baselines; also augment+logit_adjustment_strong, cutmix, cutmix+logit_adjustment, class_balanced, ldam_drw, crt,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from pipeline import config
-from pipeline.classifier import selection, train
+from pipeline.classifier import train
+from pipeline.classifier.choice import RealChoice
 from pipeline.core.prepared import Prepared
 from pipeline.datasets import decode
 from pipeline.errors import ConfigError, InputError
@@ -40,7 +41,7 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
         able = [f for f in GENERATORS.names if registry.family(f).traits.likelihood != "none"]
         raise ConfigError(f"--with {family}: no likelihood", expected=f"one of {', '.join([*able, 'energy_based'])}")
     classes, real = data.classes, folder / "data/runs/real"
-    best = selection.read_choice(real)["best_real_arm"]
+    best = RealChoice.read(real).best_real_arm
     classifier = train.load(real / best / "0.safetensors")
     if images:
         files = _files(images)

@@ -26,6 +26,7 @@ from helpers.digits_project import CLASSES
 from pipeline import config
 from pipeline.arms import Arm, TrainingData, recipes, synthetic_arms
 from pipeline.classifier import networks, train
+from pipeline.classifier.choice import Missing, PoolChoice, RealChoice, Scores
 from pipeline.core.images import encode_png
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
@@ -97,7 +98,8 @@ def test_1_the_test_rows_are_opened_by_evaluate_alone(tmp_path: Path) -> None:
 def test_1_no_epoch_is_chosen_at_all() -> None:
     """A fit sees the plan and nothing that it could choose by; validation rows meet finished weights alone."""
     assert list(inspect.signature(train.fit).parameters) == ["plan", "config", "seed", "flips", "folder", "progress"]
-    assert callers("val") == {"classifier/selection.py", "evaluation/measures.py", "stages/validate.py"}
+    scoring = {"classifier/packed.py", "evaluation/measures.py"}
+    assert callers("val") == scoring | {"classifier/curve.py", "stages/validate.py"}  # curve.py compares their groups
 
 
 # 2. The generator, the filter or a threshold fitted on validation or test rows.
@@ -134,7 +136,7 @@ def test_2_judges_never_see_validation_rows(tmp_path: Path) -> None:
 
 
 def test_2_the_reserve_is_opened_for_the_learning_curve_alone(tmp_path: Path) -> None:
-    assert callers("reserve") == {"classifier/selection.py"}
+    assert callers("reserve") == {"classifier/curve.py"}
     assert mentions("reserve.parquet") == {"core/prepared.py", "stages/train.py"}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert [name for name, stage in stages.items() if any("reserve.parquet" in str(d) for d in stage["deps"])] == ["train_real"]
@@ -156,11 +158,23 @@ def test_2_fitting_anything_on_a_row_in_reserve_raises(what: str, tmp_path: Path
 # 3. One seed.
 
 
+def real_choice(**means: float) -> RealChoice:
+    """What validation chose of real-only arms with these mean scores."""
+    return RealChoice(best_real_arm="real", teacher="real", validation={arm: Scores.of([m]) for arm, m in means.items()})
+
+
+def pool_choice(**means: float) -> PoolChoice:
+    """The same with a pool, synthetic images on all draws and no class missing."""
+    return PoolChoice(
+        best_real_arm="real", synthetic_fraction=1.0, labels="hard", grid=(), missing=Missing(short=(), none=()),
+        validation={arm: Scores.of([mean]) for arm, mean in means.items()},
+    )  # fmt: skip
+
+
 def warnings_of(**arms: object) -> list[str]:
     params = digits_project.params(arms=arms)
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 38 + ["1"] * 2, "test")
-    choice = {"synthetic_fraction": 1.0, "missing": {"short": [], "none": []}}
-    choices: Any = SimpleNamespace(families={"naive": choice}, primary="naive")
+    choices: Any = SimpleNamespace(families={"naive": pool_choice()}, primary="naive")
     value = {"balanced_accuracy": {"estimate": 0.8}}
     weaker = {"balanced_accuracy": {"estimate": 0.9}}
     metrics = {"baseline": "real", "arms": {"real": value}, "reference": {"random_forest": weaker}}
@@ -185,13 +199,13 @@ def test_3_intervals_know_of_the_spread_of_seeds() -> None:
 # 4. A weak real-only baseline; different numbers of updates.
 
 
-def material() -> TrainingData:
+def training_data() -> TrainingData:
     r = np.random.default_rng(0)
     images, y = r.integers(0, 256, (30, 1, 8, 8), dtype=np.uint8), np.repeat([0, 1, 2], [20, 7, 3])
     pool_y = np.repeat([0, 1, 2], 10)
     none = np.zeros(0, np.int64)
-    moved = {"augmented_images": images, "augmented_targets": y, "augmented_soft_labels": r.dirichlet(np.ones(3), 30)}
-    return TrainingData(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64), **moved)
+    augmented = {"augmented_images": images, "augmented_targets": y, "augmented_soft_labels": r.dirichlet(np.ones(3), 30)}
+    return TrainingData(3, images, y, images.copy(), pool_y, np.ones(30, bool), none, np.zeros(31, np.int64), **augmented)
 
 
 def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
@@ -203,20 +217,16 @@ def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
     seen = {}
     for arm in arms:
         steps: list[int] = []
-        train.fit(arm.build(material(), 0), settings, 0, progress=steps.append)
+        train.fit(arm.build(training_data(), 0), settings, 0, progress=steps.append)
         seen[arm.name] = steps
     assert set(seen) == set(config.REAL_ARMS) | {"synthetic", "synthetic_unfiltered", "replay", "synthetic_only"}
     assert all(steps == [settings.batch_images] * settings.steps for steps in seen.values()), seen
 
 
-def test_4_the_rival_is_the_strongest_of_the_real_only_arms(tmp_path: Path) -> None:
-    def choice(**means: float) -> dict[str, object]:
-        return {"validation": {arm: {"mean": mean} for arm, mean in means.items()}}
-
+def test_4_the_baseline_is_the_strongest_of_the_real_only_arms(tmp_path: Path) -> None:
     for replay, expected in ((0.7, "augment"), (0.9, "replay"), (0.8, "augment")):
-        for name, value in (("real", choice(real=0.5, augment=0.8)), ("naive", choice(replay=replay, synthetic=0.99))):
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / "choice.json").write_text(json.dumps(value))
+        real_choice(real=0.5, augment=0.8).write(tmp_path / "real")
+        pool_choice(replay=replay, synthetic=0.99).write(tmp_path / "naive")
         assert score.Choices.read(tmp_path, ["naive"]).baselines == {"naive": expected}
 
 
@@ -231,7 +241,7 @@ def test_5_the_controls_are_shipped_and_replay_cannot_be_left_out() -> None:
     assert {"real", "oversample", "logit_adjustment", "augment", "augment+logit_adjustment", "mixup"} <= set(SHIPPED.arms.real)
     arms = synthetic_arms(recipes(SHIPPED.classifier)["real"], synthetic_fraction=0.5, labels="hard")
     assert {"replay", "synthetic_unfiltered", "synthetic_only"} < set(arms)
-    plans = {name: arm.build(material(), 0) for name, arm in arms.items()}
+    plans = {name: arm.build(training_data(), 0) for name, arm in arms.items()}
     for field in (
         "targets",
         "soft_labels",
@@ -273,7 +283,7 @@ def test_6_a_shifted_prior_shows_in_recall_and_not_in_auroc_or_average_precision
 def test_6_added_rows_do_not_shift_the_prior() -> None:
     for name in ("real", "logit_adjustment"):
         recipe = recipes(SHIPPED.classifier)[name]
-        plan, without = (arm.build(material(), 0) for arm in (
+        plan, without = (arm.build(training_data(), 0) for arm in (
             synthetic_arms(recipe, synthetic_fraction=0.6, labels="hard")["synthetic"], Arm(name, recipe)
         ))  # fmt: skip
         assert (plan.offset == without.offset).all()
@@ -366,10 +376,9 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
     fresh = Traits(density="implicit", likelihood="none")
     traits = {"naive": fresh, "flow_matching": replace(fresh, pretrained=True)}
     monkeypatch.setattr(registry, "family", lambda name: SimpleNamespace(traits=traits[name]))
-    for name, mean in (("real", 0.1), ("naive", 0.6), ("flow_matching", 0.9)):
-        (tmp_path / name).mkdir()
-        rows = {arm: {"mean": mean} for arm in (("real",) if name == "real" else ("synthetic", "replay"))}
-        (tmp_path / name / "choice.json").write_text(json.dumps({"validation": rows}))
+    real_choice(real=0.1).write(tmp_path / "real")
+    for name, mean in (("naive", 0.6), ("flow_matching", 0.9)):
+        pool_choice(synthetic=mean, replay=mean).write(tmp_path / name)
     assert score.Choices.read(tmp_path, ["flow_matching", "naive"]).primary == "naive"
     traits["flow_matching"] = fresh
     assert score.Choices.read(tmp_path, ["flow_matching", "naive"]).primary == "flow_matching"
@@ -379,9 +388,7 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
 
 def test_8_images_of_unknown_sources_are_named() -> None:
     params = digits_project.params(generators=["external"])
-    choices: Any = SimpleNamespace(
-        families={"external": {"synthetic_fraction": 1.0, "missing": {"short": [], "none": []}}}, primary="external"
-    )
+    choices: Any = SimpleNamespace(families={"external": pool_choice()}, primary="external")
     metrics = {"baseline": "real", "arms": {"real": {"balanced_accuracy": {"estimate": 0.9}}}, "reference": {}}
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 40, "test")
     assert any("nobody can say" in w for w in score._warnings(params, ["0"], np.array([3]), test, choices, metrics))

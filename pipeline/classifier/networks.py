@@ -9,8 +9,8 @@
 
 A plan may ask for a cosine last layer; the body, its weights included, is the same.
 
-Both normalise groups of channels of one image (Wu & He, 2018): an output is a function of its own image, and no statistic of
-a batch needs care. `small` keeps where things are: a mean over all pixels before the last layer cost 3 to 4 points on
+Both normalise groups of channels of one image (Wu & He, 2018). So an output is a function of its own image, and there are no
+statistics of batches. `small` keeps where things are: a mean over all pixels before the last layer cost 3 to 4 points on
 Fashion-MNIST.
 """
 

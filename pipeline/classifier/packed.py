@@ -1,11 +1,11 @@
 """Many training runs, packed: worker processes of one thread each, one run at a time in each (runtime/engine.py).
 
 A small network cannot use several threads, so k runs side by side finish sooner than k runs one after the other on all
-threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, data) and every worker has one
-thread, so results do not depend on the number of workers, nor on whose they are. On an accelerator the runs go one after the
-other in this process, unless params.engine asks for more.
+threads (docs/evaluation.md has the measurement). A run is a function of (arm, seed, data), and every worker has one thread. So
+results depend neither on the number of workers nor on where they are. On an accelerator the runs go one after the other in this
+process, unless params.engine asks for more.
 
-A finished run is a file, written whole or not at all, with its validation score in its card: a stage that was killed goes on
+A finished run is a file, written whole or not at all, with its validation score in its card. A stage that was killed goes on
 with the runs whose files are missing.
 """
 
@@ -24,15 +24,18 @@ from tqdm import tqdm
 
 from pipeline.arms import Arm, TrainingData
 from pipeline.classifier import train
-from pipeline.config import Classifier, Engine
+from pipeline.classifier.choice import Scores
+from pipeline.config import Classifier, Engine, Params
 from pipeline.core import weights
+from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import derive
 from pipeline.runtime import engine, training
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with its `number`-th seed, and the file of its weights."""
+    """One arm with the seed of this number, and the file of its weights."""
 
     arm: Arm
     number: int
@@ -42,6 +45,16 @@ class Run:
     def score(self) -> float:
         """Balanced accuracy on validation rows, from the file's card. Raises DataError where the run is not finished."""
         return float(weights.load(self.file)[1]["validation"])
+
+
+def runs_of(arm: Arm, seeds: range, folder: Path, first: int = 0) -> list[Run]:
+    """One run of `arm` for each seed i, in `folder`/<i>.safetensors; `first` is the number of the first of all seeds."""
+    return [Run(arm, first + i, folder / f"{i}.safetensors") for i in seeds]
+
+
+def scores_of(runs: Sequence[Run]) -> Scores:
+    """The scores of finished runs. Raises DataError where one is not finished."""
+    return Scores.of([run.score for run in runs])
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,25 @@ class Campaign:
     val_images: np.ndarray
     val_targets: np.ndarray
     engine: Engine
+
+    @classmethod
+    def of(
+        cls, params: Params, prepared: Prepared, pool: Manifest | None = None, accepted: np.ndarray | None = None
+    ) -> Campaign:
+        """On the train rows, and on the rows of `pool` of which `accepted` (m,) tells the accepted ones.
+
+        Raises LeakError where a row must not be trained on.
+        """
+        val, classes = prepared.val(), prepared.classes
+        return cls(
+            data=TrainingData.of(prepared.train(), classes, pool, accepted),
+            config=params.classifier,
+            flips=params.data.flips,
+            seed=params.seed,
+            val_images=val.images().numpy(),
+            val_targets=val.targets(classes).numpy(),
+            engine=params.engine,
+        )
 
     def execute(self, run: Run, progress: Callable[[int], None]) -> None:
         """Train, score and write one run."""

@@ -1,13 +1,14 @@
 """One classifier from one plan: AdamW with cosine decay for a fixed number of steps, and the weights of the last one.
 
 No epoch is chosen: validation rows never reach `fit`, so there is nothing to choose by. Step k of seed s draws rows by
-stratified uniforms u_i = (pi(i) + U_i) / b through the inverse of the plan's cumulative draw probabilities: each row is drawn
-with its own probability, and a batch holds nearly its expected number of each class's rows when rows stand class by class.
+stratified uniforms u_i = (pi(i) + U_i) / b through the inverse of the plan's cumulative draw probabilities. Each row is drawn
+with its own probability, and a batch holds nearly its expected number of each class's rows, since rows stand class by class.
 Seeds are paired: the initial weights, the uniforms and the transforms' draws of a step are functions of (seed, k) alone, the
 same for every arm.
 
-A plan with a deferred schedule follows it in the last of the same number of steps. Where that trains the last layer alone,
-that layer's fresh weights are a function of the seed too, and each phase has a learning rate that is warmed up and falls to 0.
+A plan with a deferred schedule follows it in the last of the same number of steps. Where the schedule trains the last layer
+alone, that layer's fresh weights are a function of the seed too, and each phase has a learning rate of its own, warmed up and
+falling to 0.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
     affine       x(A u + b): rotation, scale and shift drawn per image, one bilinear resampling per batch
     flip_affine  affine, and the mirror images that data.flips declares to keep their label
     trivial      TrivialAugment (Müller & Hutter, 2021): one operation of a fixed list at a random strength. The batch is cut
-    into
-                 chunks that share operation and strength, which leaves each image's distribution as in the paper. Before it,
-                 a crop shifted by at most an eighth of the image, and mirror images
+                 into chunks that share operation and strength, which leaves each image's distribution as in the paper. Before
+                 it, a crop shifted by at most an eighth of the image, and mirror images
 
 Draws come from a CPU generator handed in, so that they do not depend on the device.
 """
@@ -67,7 +66,7 @@ def flip(x: Tensor, flips: str, rng: torch.Generator) -> Tensor:
 
 
 def shift(x: Tensor, rng: torch.Generator) -> Tensor:
-    """uint8 (n, c, h, w), each image moved by whole pixels, at most an eighth of its side; the border's pixels continue."""
+    """uint8 (n, c, h, w), each image shifted by whole pixels, at most an eighth of its side; the border's pixels continue."""
     n, _, h, w = x.shape
     limit = max(1, h // 8)
     dy, dx = torch.randint(-limit, limit + 1, (2, n), generator=rng).to(x.device)
@@ -84,8 +83,8 @@ def _warp(
 
     def warp(x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        moved: Tensor = ops.affine(x, angle=angle, translate=[dx * w, dy * h], scale=1.0, shear=[shear_x, shear_y])
-        return moved
+        warped: Tensor = ops.affine(x, angle=angle, translate=[dx * w, dy * h], scale=1.0, shear=[shear_x, shear_y])
+        return warped
 
     return warp
 

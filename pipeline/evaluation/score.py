@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pipeline.arms import recipes
 from pipeline.classifier import train as classifier
-from pipeline.classifier.selection import read_choice
+from pipeline.classifier.choice import CurvePoint, PoolChoice, RealChoice
 from pipeline.config import ENSEMBLE, Params
 from pipeline.core.manifest import Manifest
 from pipeline.evaluation import equivalent, reference
@@ -57,28 +57,28 @@ class Results:
 class Choices:
     """What validation chose: the primary family, and each family's baseline of `synthetic`."""
 
-    real: Mapping[str, Any]
-    families: Mapping[str, Mapping[str, Any]]
+    real: RealChoice
+    families: Mapping[str, PoolChoice]
     primary: str
     baselines: Mapping[str, str]
 
     @classmethod
     def read(cls, runs: Path, families: Sequence[str]) -> Choices:
         """From choice.json of the real-only runs and of each family. Raises DataError where one is missing."""
-        real, chosen = read_choice(runs / "real"), {name: read_choice(runs / name) for name in families}
+        real, chosen = RealChoice.read(runs / "real"), {name: PoolChoice.read(runs / name) for name in families}
         baselines = {}
         for name, choice in chosen.items():
-            rows = {**real["validation"], "replay": choice["validation"]["replay"]}
-            baselines[name] = max(rows, key=lambda arm: rows[arm]["mean"])
+            rows = {**real.validation, "replay": choice.validation["replay"]}
+            baselines[name] = max(rows, key=lambda arm: rows[arm].mean)
 
         def rank(name: str) -> tuple[bool, float]:
-            return not pretrained(name, families), chosen[name]["validation"]["synthetic"]["mean"]
+            return not pretrained(name, families), chosen[name].validation["synthetic"].mean
 
         return cls(real, chosen, max(chosen, key=rank), baselines)
 
     def folder(self, runs: Path, family: str, arm: str) -> Path:
         """Where the weights of `arm` lie."""
-        return runs / ("real" if arm in self.real["validation"] else family) / arm
+        return runs / ("real" if arm in self.real.validation else family) / arm
 
 
 def pretrained(family: str, families: Sequence[str]) -> bool:
@@ -119,7 +119,7 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     members = strata(counts.tolist(), settings.tail)
     resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
 
-    wanted = [(primary, arm) for arm in [*choices.real["validation"], *choices.families[primary]["validation"]]]
+    wanted = [(primary, arm) for arm in [*choices.real.validation, *choices.families[primary].validation]]
     wanted += [(f, arm) for f in choices.families if f != primary for arm in dict.fromkeys([choices.baselines[f], "synthetic"])]
     unique = {key: choices.folder(runs, *key) for key in wanted}
     predicted = {folder: predictions(folder, seeds, images, targets) for folder in dict.fromkeys(unique.values())}
@@ -149,8 +149,8 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     def accuracy(arm: str) -> np.ndarray:
         return arms[arm].metrics["balanced_accuracy"]
 
-    means = {name: float(row["mean"]) for name, row in choices.real["validation"].items()}
-    own = str(choices.real["best_real_arm"])  # what synthetic images are added to; the baseline may be `replay`
+    means = {name: row.mean for name, row in choices.real.validation.items()}
+    own = choices.real.best_real_arm  # what synthetic images are added to; the baseline may be `replay`
     gains = {name: gain(arm, arms[baseline]) for name, arm in arms.items() if name != baseline}
     generators = {}
     for family in choices.families:
@@ -171,13 +171,11 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
         "reference": {name: table(scored[name]) for name in references},
         "decomposition": {
             part: read(accuracy(arm) - accuracy(over)).json() | {"arm": arm, "over": over}
-            for part, (arm, over) in equivalent.parts(
-                means, own, str(choices.real["teacher"]), recipes(params.classifier)
-            ).items()
+            for part, (arm, over) in equivalent.parts(means, own, choices.real.teacher, recipes(params.classifier)).items()
         },
     }
-    if points := choices.real.get("curve"):
-        of_points = [predictions(runs / "real/curve" / str(p["extra"]), seeds, images, targets) for p in points]
+    if points := choices.real.curve:
+        of_points = [predictions(runs / "real/curve" / str(p.extra), seeds, images, targets) for p in points]
         curve = [accuracy(own), *(p.balanced_accuracy(resamples.weights) for p in of_points)]
         metrics["equivalent_real_images"] = _worth(points, curve, accuracy("synthetic"), resamples, settings.confidence)
     present = np.unique(targets)
@@ -206,29 +204,29 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
 
 
 def _worth(
-    points: Sequence[Mapping[str, Any]], curve: Sequence[np.ndarray], synthetic: np.ndarray, made: Resamples, confidence: float
+    points: Sequence[CurvePoint], curve: Sequence[np.ndarray], synthetic: np.ndarray, made: Resamples, confidence: float
 ) -> dict[str, Any]:
     """The learning curve and the worth on it: `curve` holds scores (R + 1, S) without more images, then at each of `points`."""
-    extra = [0, *(int(point["extra"]) for point in points)]
+    extra = [0, *(point.extra for point in points)]
     known = [interval(values, made.seeds, confidence).within(0.0, 1.0) for values in curve]
     line = np.stack([resampled(values, made.seeds, confidence) for values in curve], 1)
     scores = resampled(synthetic, made.seeds, confidence)
     return {
         "curve": [[m, i.estimate, i.low, i.high] for m, i in zip(extra, known, strict=True)],
-        "added": [0, *(sum(point["added"]) for point in points)],
-        **equivalent.in_real_images(extra, np.array(points[-1]["added"]), line, scores, confidence),
+        "added": [0, *(sum(point.added) for point in points)],
+        **equivalent.in_real_images(extra, np.array(points[-1].added), line, scores, confidence),
     }
 
 
 def _choice(choices: Choices) -> dict[str, Any]:
     family = choices.families[choices.primary]
-    validation = {**choices.real["validation"], **family["validation"]}
+    validation = {**choices.real.validation, **family.validation}
     return {
         "baseline": choices.baselines[choices.primary],
-        "recipe": family["best_real_arm"],
-        "teacher": choices.real["teacher"],
-        "validation": {arm: row["mean"] for arm, row in validation.items()},
-        **{name: family[name] for name in ("synthetic_fraction", "labels", "grid")},
+        "recipe": family.best_real_arm,
+        "teacher": choices.real.teacher,
+        "validation": {arm: row.mean for arm, row in validation.items()},
+        **family.model_dump(include={"synthetic_fraction", "labels", "grid"}),
     }
 
 
@@ -246,16 +244,16 @@ def _warnings(
             out.append(f"class {name} has {n} independent test groups: its recall, and so the verdict, rests on few")
     if len(set(counts.tolist())) == 1:
         out.append("all classes have the same number of train images: head, middle and tail are not told apart")
-    if family["synthetic_fraction"] == 0:
+    if family.synthetic_fraction == 0:
         out.append(
             "validation chose synthetic fraction 0: no synthetic images were used, `synthetic` is the best real-only arm itself"
         )
-    if missing := [classes[c] for c in family["missing"]["short"]]:
+    if missing := [classes[c] for c in family.missing.short]:
         out.append(f"too few accepted images to fill {', '.join(missing)}")
-    if missing := [classes[c] for c in family["missing"]["none"]]:
+    if missing := [classes[c] for c in family.missing.none]:
         out.append(f"no accepted image of {', '.join(missing)}, so that synthetic_only cannot know them")
     if params.arms.curve:
-        out += _curve_warnings(classes, choices.real.get("curve"))
+        out += _curve_warnings(classes, choices.real.curve)
     for name in params.generators:
         traits = registry.family(name).traits
         if traits.pretrained:
@@ -269,11 +267,11 @@ def _warnings(
     return out
 
 
-def _curve_warnings(classes: list[str], points: Sequence[Mapping[str, Any]] | None) -> list[str]:
+def _curve_warnings(classes: list[str], points: Sequence[CurvePoint] | None) -> list[str]:
     if not points:
         return ["scarcity left no real image out that could serve a learning curve: worth in real images unknown"]
     last = points[-1]
-    short = [name for name, n in zip(classes, last["added"], strict=True) if n < last["extra"]]
+    short = [name for name, n in zip(classes, last.added, strict=True) if n < last.extra]
     if not short:
         return []
-    return [f"the learning curve ends with fewer than {last['extra']} more images of {', '.join(short)}: there are no more"]
+    return [f"the learning curve ends with fewer than {last.extra} more images of {', '.join(short)}: there are no more"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import ENSEMBLE
+from pipeline.config import ENSEMBLE, REAL_ARMS
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -130,20 +130,7 @@ def listing(names: list[str], limit: int = 6) -> str:
 
 
 ARMS = {
-    "real": "the train images as they are",
-    "oversample": "rare classes drawn more often",
-    "logit_adjustment": "loss shifted by the class shares",
-    "augment": "train images varied at random",
-    "augment+logit_adjustment": "random variation and shifted loss together",
-    "augment+logit_adjustment_strong": "the same, the loss shifted further",
-    "mixup": "mixed pairs of train images",
-    "cutmix": "random variation, and a box of one image in another",
-    "cutmix+logit_adjustment": "the same, and shifted loss",
-    "class_balanced": "random variation, and a loss that weighs rare classes more",
-    "ldam_drw": "margins for rare classes, which weigh more towards the end",
-    "crt": "random variation; the last layer trained anew on even classes",
-    "smote": "classes filled with points between their train images",
-    "self_distillation": "what the best recipe's runs say together, learned from varied train images",
+    **REAL_ARMS,
     "replay": "control: source images again, in the same numbers",
     "shuffled": "control: the added images with shuffled labels",
     "aa_control": "control: the best real-only arm with other seeds",

@@ -1,10 +1,12 @@
-"""Train: one classifier per arm and seed, and what validation chooses among them. With `family`, the arms of its pool."""
+"""train: one classifier per arm and seed, and the choices on validation rows. With `family`, the arms of its pool."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.classifier import selection
+from pipeline.arms import accepted_rows
+from pipeline.classifier import curve, selection
+from pipeline.classifier.packed import Campaign
 from pipeline.config import ENSEMBLE, Params
 from pipeline.core import work
 from pipeline.core.manifest import Manifest
@@ -29,18 +31,20 @@ def run(
     settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     if family is None:
-        curve = [prepared / "reserve.parquet"] if params.arms.curve else []
-        with work.resumable(out, settings, *rows, *curve) as folder:
-            shared = selection.campaign(params, data)
-            selection.real_only(params, selection.with_reserve(params, data, shared) if curve else shared, folder)
+        reserve = [prepared / "reserve.parquet"] if params.arms.curve else []
+        with work.resumable(out, settings, *rows, *reserve) as folder:
+            shared = Campaign.of(params, data)
+            if params.arms.curve:
+                shared = curve.with_reserve(shared, data, most=max(params.arms.curve))
+            selection.real_only(shared, params.arms, folder)
         return
     if pool is None or checked is None or real is None:
         raise InputError(f"train --family {family}", expected="--pool, --checked and --real as well")
     members = params.generators if family == ENSEMBLE else [""]
-    pools, judged = [pool / name for name in members], [checked / name / "images.parquet" for name in members]
-    with work.resumable(out, settings, params.sample.fill_to, params.pools, *rows, *pools, *judged, real) as folder:
+    pools, verified = [pool / name for name in members], [checked / name / "images.parquet" for name in members]
+    with work.resumable(out, settings, params.sample.fill_to, params.pools, *rows, *pools, *verified, real) as folder:
         if family == ENSEMBLE and family not in params.pools:
             return
         images = Manifest.read(*pools)
-        accepted = selection.accepted_rows(images, judged)
-        selection.with_pool(params, selection.campaign(params, data, images, accepted), folder, real)
+        shared = Campaign.of(params, data, images, accepted_rows(images, verified))
+        selection.with_pool(shared, params.arms, real, folder, fill_to=params.sample.fill_to)

@@ -13,6 +13,8 @@ import torch
 from benchmarks import null, students
 from helpers import digits_project
 from pipeline import config
+from pipeline.arms import Arm, recipes
+from pipeline.classifier.packed import runs_of
 from pipeline.stages import train
 from tailforge import settings
 
@@ -67,16 +69,17 @@ def test_each_plan_is_compared_with_the_recipe_and_the_page_holds_the_table(
     assert plan("0-") == plan("3-") == ("affine", "cutmix", False)
     assert plan("4-") == ("none", "none", True) and plan("6-") == ("affine", "cutmix", True)
     assert all(plan(f"{i}-") == ("none", "none", True) for i in (1, 2, 7, 8, 9, 10))
-    moved, still = (seen[f"{i}-self_distillation"][0].data for i in (1, 2))
-    own = {image.tobytes() for image in still.images}
-    assert all(image.tobytes() in own for image in still.augmented_images) and not all(
-        image.tobytes() in own for image in moved.augmented_images
+    augmented, plain = (seen[f"{i}-self_distillation"][0].data for i in (1, 2))
+    own = {image.tobytes() for image in plain.images}
+    assert all(image.tobytes() in own for image in plain.augmented_images) and not all(
+        image.tobytes() in own for image in augmented.augmented_images
     )
-    first = next(i for i, image in enumerate(still.images) if np.array_equal(image, still.augmented_images[0]))
-    teacher = [place / "data/runs/real/cutmix+logit_adjustment" / f"{i}.safetensors" for i in range(2)]
-    np.testing.assert_allclose(
-        still.augmented_soft_labels[0], students.selection.soft_labels(teacher, still.images[first : first + 1])[0], rtol=1e-5
-    )
+    first = next(i for i, image in enumerate(plain.images) if np.array_equal(image, plain.augmented_images[0]))
+    name = "cutmix+logit_adjustment"
+    arm = Arm(name, recipes(config.read(place / "params.yaml").classifier)[name])
+    teacher = runs_of(arm, range(2), place / "data/runs/real" / name)
+    expected = students.teaching.soft_labels(teacher, plain.images[first : first + 1])[0]
+    np.testing.assert_allclose(plain.augmented_soft_labels[0], expected, rtol=1e-5)
 
 
 def test_a_project_that_was_not_run_is_named(

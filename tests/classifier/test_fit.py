@@ -66,20 +66,20 @@ def test_added_rows_shift_no_prior(tau: float, expected: np.ndarray) -> None:
     np.testing.assert_allclose(fitted(arm.build(blank((0, 18, 22)), 0)), expected, atol=0.03)
 
 
-def test_a_teachers_opinion_is_learned_whatever_the_adjustment() -> None:
-    opinion = np.array([0.2, 0.3, 0.5])
+def test_a_teachers_soft_labels_are_learned_whatever_the_adjustment() -> None:
+    p = np.array([0.2, 0.3, 0.5])
     for tau in (0.0, 1.0):
-        stuff = blank((10, 10, 10))
-        stuff = replace(stuff, pool_soft_labels=np.tile(opinion, (30, 1)))
+        data = blank((10, 10, 10))
+        data = replace(data, pool_soft_labels=np.tile(p, (30, 1)))
         arm = Arm("x", Recipe(tau=tau), "accepted", synthetic_fraction=1.0, labels="soft")
-        np.testing.assert_allclose(fitted(arm.build(stuff, 0)), opinion, atol=0.03)
+        np.testing.assert_allclose(fitted(arm.build(data, 0)), p, atol=0.03)
 
 
 def test_each_row_has_the_offset_of_its_part() -> None:
     """Rows are sorted by class for the draw: black real rows and white added ones must each keep their own prior's offset."""
-    stuff = blank((10, 10, 10))
-    stuff = replace(stuff, images=np.zeros_like(stuff.images), pool_images=np.full_like(stuff.pool_images, 255))
-    plan = Arm("x", Recipe(tau=0.0), "accepted", synthetic_fraction=0.5).build(stuff, 0)
+    data = blank((10, 10, 10))
+    data = replace(data, images=np.zeros_like(data.images), pool_images=np.full_like(data.pool_images, 255))
+    plan = Arm("x", Recipe(tau=0.0), "accepted", synthetic_fraction=0.5).build(data, 0)
     network = train.fit(plan, CONFIG, seed=0, progress=quiet)
     both = train.predict(network, torch.stack([plan.images[0], plan.images[-1]]))
     np.testing.assert_allclose(both, np.tile(COUNTS / 32, (2, 1)), atol=0.04)
@@ -303,7 +303,7 @@ SHORT = CONFIG.model_copy(update={"steps": 12})
 
 
 @pytest.mark.parametrize("cosine", [None, 20.0])
-def test_a_late_phase_of_the_last_layer_leaves_the_body_as_the_first_phase_made_it(cosine: float | None) -> None:
+def test_a_deferred_phase_of_the_last_layer_leaves_the_body_as_the_first_phase_made_it(cosine: float | None) -> None:
     plan = noisy(replace(CRT, cosine=cosine))
     both = train.fit(plan, SHORT, 3, progress=quiet).state_dict()
     first = train.fit(replace(plan, deferred=None), SHORT.model_copy(update={"steps": 9}), 3, progress=quiet).state_dict()
@@ -312,7 +312,7 @@ def test_a_late_phase_of_the_last_layer_leaves_the_body_as_the_first_phase_made_
     assert all(not torch.equal(both[name], first[name]) for name in set(both) - set(body))
 
 
-def test_the_late_phase_begins_at_its_step_with_a_fresh_layer_its_draws_and_a_learning_rate_from_the_start(
+def test_the_deferred_phase_begins_at_its_step_with_a_fresh_layer_its_draws_and_a_learning_rate_from_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan, seen = noisy(CRT), []
@@ -336,9 +336,9 @@ def test_the_late_phase_begins_at_its_step_with_a_fresh_layer_its_draws_and_a_le
     train.fit(plan, SHORT, 3, progress=quiet)
     order = torch.argsort(plan.targets, stable=True)
     assert plan.deferred is not None
-    early, late = plan.draw[order].cumsum(0), plan.deferred.draw[order].cumsum(0)
+    early, deferred = plan.draw[order].cumsum(0), plan.deferred.draw[order].cumsum(0)
     assert [torch.equal(c, early) for c in seen] == [True] * 9 + [False] * 3
-    assert all(torch.equal(c, late) for c in seen[9:])
+    assert all(torch.equal(c, deferred) for c in seen[9:])
     assert [k for _, _, k in steps] == [*range(9), 0, 1, 2] and [n for n, _, _ in steps[9:]] == [2] * 3
     rates = [rate for _, rate, _ in steps]
     assert rates[9] == rates[0] == pytest.approx(0.01 / 50)
@@ -362,13 +362,13 @@ def test_deferred_weights_change_at_their_step(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(train, "adjusted_cross_entropy", spy)
     train.fit(plan, SHORT, 3, progress=quiet)
     assert plan.deferred is not None
-    late = {c: float(plan.deferred.weights[plan.targets == c][0]) for c in range(3)}
-    assert len(set(late.values())) == 3
+    deferred = {c: float(plan.deferred.weights[plan.targets == c][0]) for c in range(3)}
+    assert len(set(deferred.values())) == 3
     assert scales == pytest.approx([1.0] * 9 + [float((plan.deferred.draw * plan.deferred.weights).sum())] * 3)
     assert abs(scales[-1] - 1) > 0.1
     for k, found in enumerate(seen):
         for c, weights in found.items():
-            assert torch.equal(weights, torch.full_like(weights, 1.0 if k < 9 else late[c])), (k, c)
+            assert torch.equal(weights, torch.full_like(weights, 1.0 if k < 9 else deferred[c])), (k, c)
 
 
 @pytest.mark.parametrize("recipe", [CRT, DRW], ids=["crt", "ldam_drw"])
@@ -407,7 +407,7 @@ def test_only_the_last_layer_moves_in_its_phase_whatever_the_network(size: int) 
     assert moved == {f"{last}.weight", f"{last}.bias"}
 
 
-def test_arms_see_the_same_images_and_draws_until_a_late_phase_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_see_the_same_images_and_draws_until_a_deferred_phase_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     original = transforms.apply
 

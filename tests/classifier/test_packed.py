@@ -15,7 +15,7 @@ import pytest
 from helpers import digits_project
 from helpers.toy import alive, descendants, until
 from pipeline.arms import Arm, TrainingData, recipes
-from pipeline.classifier.packed import Campaign, Run, train_all
+from pipeline.classifier.packed import Campaign, Run, runs_of, train_all
 from pipeline.config import Engine
 from pipeline.core import weights
 from pipeline.errors import Diverged, WorkerLost
@@ -29,14 +29,14 @@ def campaign(workers: int = 2, **settings: object) -> Campaign:
     r = np.random.default_rng(0)
     images, targets = r.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8), np.arange(12) % 3
     none = np.zeros(0, np.int64)
-    material = TrainingData(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
+    data = TrainingData(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
     where = PARAMS.engine.model_copy(update={"workers": workers})
-    return Campaign(material, CONFIG.model_copy(update=settings), "none", 0, images, targets, where)
+    return Campaign(data, CONFIG.model_copy(update=settings), "none", 0, images, targets, where)
 
 
 def runs(folder: Path, n: int = 2) -> list[Run]:
     known = recipes(CONFIG)
-    return [Run(Arm(name, known[name]), i, folder / name / f"{i}.safetensors") for name in ("real", "mixup") for i in range(n)]
+    return [run for name in ("real", "mixup") for run in runs_of(Arm(name, known[name]), range(n), folder / name)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -19,10 +19,13 @@ import torch
 
 from helpers import digits_project
 from pipeline import config
-from pipeline.arms import Arm, recipes
-from pipeline.classifier import selection
+from pipeline.arms import Arm, accepted_rows, recipe_of, recipes
+from pipeline.classifier import curve, selection
 from pipeline.classifier import train as classifier
-from pipeline.classifier.packed import Campaign, Run
+from pipeline.classifier.choice import Scores
+from pipeline.classifier.packed import Campaign, Run, runs_of
+from pipeline.classifier.teaching import augmented
+from pipeline.classifier.teaching import taught as taught_by
 from pipeline.core import weights
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
@@ -115,34 +118,34 @@ def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, mo
     monkeypatch.setattr("pipeline.classifier.selection.train_all", lambda shared, runs: seen.append(shared))
     with pytest.raises(DataError):  # nothing was trained
         project.family(PARAMS)
-    material = seen[0].data
+    data = seen[0].data
     networks = [classifier.load(project.runs / "real" / best / f"{i}.safetensors") for i in range(2)]
     for images, soft_labels in (
-        (material.augmented_images, material.augmented_soft_labels), (material.pool_images, material.pool_soft_labels),
+        (data.augmented_images, data.augmented_soft_labels), (data.pool_images, data.pool_soft_labels),
     ):  # fmt: skip
         expected = np.mean([classifier.predict(network, torch.from_numpy(images)) for network in networks], 0)
         np.testing.assert_allclose(soft_labels, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["logit_adjustment", "augment", "cutmix", "mixup"])
-def test_replay_with_opinions_moves_and_mixes_as_the_teachers_recipe_does(name: str, project: Project) -> None:
+def test_train_images_are_augmented_and_mixed_as_the_teachers_recipe_does(name: str, project: Project) -> None:
     pool = Manifest.read(project.folder / "pools/naive")
-    shared = selection.campaign(PARAMS, Prepared(project.prepared), pool)
+    shared = Campaign.of(PARAMS, Prepared(project.prepared), pool)
     recipe, n = recipes(PARAMS.classifier)[name], PARAMS.classifier.distillation_images
-    moved, targets = selection._augmented(shared, recipe)
+    made, targets = augmented(shared, recipe)
     train = shared.data
     assert targets.tolist() == np.repeat(np.unique(train.targets), n).tolist()  # equally many of each class
     own = {(image.tobytes(), int(c)) for image, c in zip(train.images, train.targets, strict=True)}
-    found = [(image.tobytes(), int(c)) in own for image, c in zip(moved, targets, strict=True)]
+    found = [(image.tobytes(), int(c)) in own for image, c in zip(made, targets, strict=True)]
     assert all(found) == (name == "logit_adjustment")
     if name == "logit_adjustment":  # each image of a class as often as the others
         for c in np.unique(targets):
-            often = np.unique(moved[targets == c], axis=0, return_counts=True)[1]
+            often = np.unique(made[targets == c], axis=0, return_counts=True)[1]
             assert often.max() - often.min() <= 1
-    assert np.array_equal(moved, selection._augmented(shared, recipe)[0])
+    assert np.array_equal(made, augmented(shared, recipe).images)
     if name == "cutmix":  # most of each image is as without a partner
-        alone = selection._augmented(shared, recipes(PARAMS.classifier)["augment"])[0]
-        assert 0.3 < (np.abs(moved.astype(int) - alone) < 1).mean() < 0.9
+        alone = augmented(shared, recipes(PARAMS.classifier)["augment"]).images
+        assert 0.3 < (np.abs(made.astype(int) - alone) < 1).mean() < 0.9
 
 
 def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
@@ -158,7 +161,7 @@ def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
     assert best["validation"][best["best_real_arm"]]["mean"] == max(row["mean"] for row in best["validation"].values())
 
 
-def test_dose_and_labels_are_the_best_of_the_grid_and_ties_go_to_the_smaller_dose(done: Project) -> None:
+def test_fraction_and_labels_are_the_best_of_the_grid_and_ties_go_to_the_smaller_fraction(done: Project) -> None:
     chosen = choice(done, "naive")
     assert [(g["synthetic_fraction"], g["labels"]) for g in chosen["grid"]] == [(0.0, "hard"), (0.5, "soft")]
     best = max(chosen["grid"], key=lambda g: (g["score"], -g["synthetic_fraction"]))
@@ -173,11 +176,13 @@ def test_runs_that_the_choice_trained_are_those_of_the_arm(project: Project) -> 
     assert chosen["grid"][0]["score"] == chosen["validation"]["synthetic"]["scores"][0]
 
 
-def test_when_nothing_helps_dose_zero_is_the_real_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_nothing_helps_synthetic_fraction_zero_is_the_real_recipe(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = digits_project.params(evaluate={"bootstrap": 100})
     best = project.real(params)["best_real_arm"]
     # Every trial of the grid is as good as every other: a tie.
-    monkeypatch.setattr("pipeline.classifier.selection._scores", lambda runs: {"scores": [0.5] * len(runs), "mean": 0.5})
+    monkeypatch.setattr("pipeline.classifier.selection.scores_of", lambda runs: Scores.of([0.5] * len(runs)))
     chosen = project.family(params)
     assert (chosen["synthetic_fraction"], chosen["labels"]) == (0.0, "hard")
     for arm in ("synthetic", "synthetic_unfiltered", "replay"):
@@ -223,7 +228,9 @@ def test_the_ensemble_pools_what_was_accepted_of_all_families(project: Project) 
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         with_pool = train.selection.with_pool
-        patch.setattr(train.selection, "with_pool", lambda p, shared, *rest: seen.append(shared) or with_pool(p, shared, *rest))
+        patch.setattr(
+            train.selection, "with_pool", lambda shared, *rest, **more: seen.append(shared) or with_pool(shared, *rest, **more)
+        )
         everything = (project.folder / "pools", project.folder / "checked")
         train.run(both, project.prepared, project.runs / "ensemble", "ensemble", *everything, project.runs / "real")
     assert len(seen[0].data.pool_targets) == 2 * len(rows)
@@ -247,7 +254,6 @@ def test_a_stage_that_was_killed_goes_on_run_by_run(done: Project, project: Proj
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.classifier.selection.read_choice", killed)
         patch.setattr("pipeline.core.work.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             project.real(PARAMS)
@@ -320,7 +326,13 @@ TAUGHT = digits_project.params(
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A project whose best real-only arm is the student of `augment`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_best", lambda runs: "self_distillation" if "self_distillation" in runs else "augment")
+        best = selection._best
+
+        def student(runs: dict[Any, list[Run]]) -> Any:
+            arms = [arm for arm in ("self_distillation", "augment") if arm in runs]
+            return arms[0] if arms else best(runs)
+
+        patch.setattr(selection, "_best", student)
         made = trained(tmp_path_factory.mktemp("taught"), TAUGHT)
         project = next(made)
     yield project
@@ -333,12 +345,12 @@ def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taug
     assert set(found["validation"]) == {"real", "augment", "self_distillation"}
     for arm in ("real", "augment"):  # as if there were no student
         assert contents(runs / arm) == contents(done.runs / "real" / arm)
-    shared = selection.campaign(TAUGHT, Prepared(taught.prepared))
+    shared = Campaign.of(TAUGHT, Prepared(taught.prepared))
     as_they_are = shared.data.images
-    shared = selection.taught(TAUGHT, shared, "augment", runs / "augment")
+    shared = taught_by(shared, runs_of(Arm("augment", recipes(TAUGHT.classifier)["augment"]), range(2), runs / "augment"))
     known = {image.tobytes() for image in as_they_are}
     assert not all(image.tobytes() in known for image in shared.data.augmented_images)
-    arm = Arm("self_distillation", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
+    arm = Arm("self_distillation", recipe_of(TAUGHT.classifier, "self_distillation", "augment"))
     assert arm.recipe == replace(recipes(TAUGHT.classifier)["augment"].student(), distilled=0.5)
     run = Run(arm, 1, taught.folder / "again/1.safetensors")
     shared.execute(run, lambda _: None)
@@ -348,24 +360,23 @@ def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taug
 def test_a_point_of_the_student_s_curve_has_a_teacher_of_the_same_rows(taught: Project) -> None:
     runs, data = taught.runs / "real/curve/2", Prepared(taught.prepared)
     assert set(contents(taught.runs / "real/curve")) == {f"2/{p}{i}.safetensors" for p in ("", "teacher/") for i in range(2)}
-    shared = selection.with_reserve(TAUGHT, data, selection.campaign(TAUGHT, data))
+    shared = curve.with_reserve(Campaign.of(TAUGHT, data), data, most=2)
     here = replace(shared, data=shared.data.enlarged(2))
-    teacher = Run(
-        Arm("curve/2/teacher", recipes(TAUGHT.classifier)["augment"]), 0, taught.folder / "again/teacher/0.safetensors"
-    )
+    arm = Arm("curve/2/teacher", recipes(TAUGHT.classifier)["augment"])
+    teacher = Run(arm, 0, taught.folder / "again/teacher/0.safetensors")
     here.execute(teacher, lambda _: None)
     assert teacher.file.read_bytes() == (runs / "teacher/0.safetensors").read_bytes()
-    student = Arm("curve/2", selection.recipe_of(TAUGHT, "self_distillation", "augment"))
+    student = Arm("curve/2", recipe_of(TAUGHT.classifier, "self_distillation", "augment"))
     run = Run(student, 0, taught.folder / "again/0.safetensors")
-    selection.taught(TAUGHT, here, "augment", runs / "teacher").execute(run, lambda _: None)
+    taught_by(here, runs_of(arm, range(2), runs / "teacher")).execute(run, lambda _: None)
     assert run.file.read_bytes() == (runs / "0.safetensors").read_bytes()
 
 
 def test_synthetic_images_alone_are_treated_as_the_teacher_treats_real_ones(taught: Project) -> None:
     pool, checked = (taught.folder / name / "naive" for name in ("pools", "checked"))
     rows = Manifest.read(pool)
-    accepted = selection.accepted_rows(rows, [checked / "images.parquet"])
-    shared = selection.campaign(TAUGHT, Prepared(taught.prepared), rows, accepted)
+    accepted = accepted_rows(rows, [checked / "images.parquet"])
+    shared = Campaign.of(TAUGHT, Prepared(taught.prepared), rows, accepted)
     recipe = recipes(TAUGHT.classifier)["augment"]
     run = Run(Arm("synthetic_only", recipe, "accepted", keeps_real=False), 0, taught.folder / "again/only/0.safetensors")
     shared.execute(run, lambda _: None)
@@ -549,7 +560,7 @@ def test_evaluate_is_a_function_of_its_inputs(done: Project) -> None:
     assert done.evaluate(PARAMS) == done.evaluate(PARAMS)
 
 
-def test_the_rival_is_the_best_on_validation_with_replay_among_them(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_baseline_is_the_best_on_validation_with_replay_among_them(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     file = done.runs / "naive/choice.json"
     before = file.read_text()
     changed = json.loads(before)
