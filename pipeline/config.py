@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
-from pipeline.registry import GENERATORS
+from pipeline.registry import ENCODERS, GENERATORS, Registry
 
 ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
 SELF_DISTILLATION = "self_distillation"  # the student of the best of the other real-only arms
@@ -62,10 +62,15 @@ def _taught(arms: list[str]) -> list[str]:
     return arms
 
 
-def _known(name: str) -> str:
-    if name not in GENERATORS:
-        raise PydanticCustomError("known", "Input should be {names}", {"names": GENERATORS.expected(name)})
-    return name
+def _named(registry: Registry) -> AfterValidator:
+    """A validator of names that `registry` knows."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise PydanticCustomError("known", "Input should be {names}", {"names": registry.expected(name)})
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -111,6 +116,8 @@ class Split(Section):
 
 
 class Drift(Section):
+    encoder: Annotated[str, _named(ENCODERS)] = "statistics"
+    """what makes features of images, of those that no image of the project shapes: statistics | pixels | thumbnails"""
     test: Literal["mmd", "energy"] = "mmd"
     """mmd | energy: two-sample test of each class on fixed features"""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
@@ -148,6 +155,8 @@ class Sample(Section):
 
 
 class Judges(Section):
+    encoder: Annotated[str, _named(ENCODERS)] = "small"
+    """what embeds images: small (a network fitted for each judge) | statistics | pixels | thumbnails (fixed, of all judges)"""
     folds: Annotated[int, Field(ge=2)] = 3
     """judge k is fitted without fold k"""
     steps: Count = 300
@@ -297,7 +306,7 @@ class Params(Section):
     drift: Drift = Drift()
     """images that came since the generators were fitted, against those that they were fitted on"""
     generators: Annotated[
-        list[Annotated[str, AfterValidator(_known)]], Field(min_length=1, description=" | ".join(GENERATORS.ours))
+        list[Annotated[str, _named(GENERATORS)]], Field(min_length=1, description=" | ".join(GENERATORS.ours))
     ] = ["flow_matching"]
     fit: Fit = Fit()
     sample: Sample = Sample()

@@ -134,3 +134,14 @@ GENERATORS = Registry(
         "external": "pipeline.generators.external:External",
     },
 )
+
+ENCODERS = Registry(
+    "tailforge.encoders",
+    "encoder",
+    {
+        "small": "pipeline.encoders.small:Small",
+        "statistics": "pipeline.encoders.statistics:Statistics",
+        "pixels": "pipeline.encoders.pixels:Pixels",
+        "thumbnails": "pipeline.encoders.thumbnails:Thumbnails",
+    },
+)

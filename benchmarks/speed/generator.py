@@ -204,7 +204,7 @@ def measure() -> Iterator[Figure]:
 
     with tempfile.TemporaryDirectory() as folder:
         jury = judges(found.train, params, Path(folder))
-    real = np.hstack(list(jury.embed(found.real[0])))
+    real = jury.look(found.real[0]).flat
 
     def judged(name: str, evaluations: int, make: Callable[[], Tensor]) -> Setting:
         least = math.inf
@@ -212,7 +212,7 @@ def measure() -> Iterator[Figure]:
             began = time.perf_counter()
             made = images.to_uint8(make())
             least = min(least, time.perf_counter() - began)
-        return Setting(name, evaluations, len(made) / least, *_kid(real, np.hstack(list(jury.embed(made)))))
+        return Setting(name, evaluations, len(made) / least, *_kid(real, jury.look(made).flat))
 
     def ours_by(of: Any, steps: int) -> Tensor:
         of.config = of.config.model_copy(update={"solver_steps": steps})

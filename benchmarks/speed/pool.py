@@ -35,9 +35,11 @@ from pipeline.classifier import networks
 from pipeline.core import images, work
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
-from pipeline.encoders import judges as features
+from pipeline.encoders import small
+from pipeline.encoders.base import LEVELS
 from pipeline.encoders.judges import Judges
-from pipeline.encoders.resnet import SmallResNet
+from pipeline.encoders.pixels import Pixels
+from pipeline.encoders.small import Small
 from pipeline.evaluation.intervals import resample
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.score import score
@@ -167,7 +169,7 @@ def plan(n: int) -> Plan:
 def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator[Figure]:
     """Encoding, writing, reading and looking at images: what can be done shard by shard."""
     params = config.read()
-    checks = Checks(train, judges, CLASSES, settings=params.validate_, flips="none", seed=0)
+    checks = Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, flips="none", seed=0)
     found: dict[str, dict[int, float]] = {
         name: {} for name in ("encode PNG", "write shards", "decode PNG", "look", "look without networks")
     }
@@ -188,8 +190,8 @@ def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Itera
         found["write shards"][n] = processor_seconds(write)
         found["decode PNG"][n] = processor_seconds(lambda encoded=encoded: images.decode_all(encoded))
         found["look"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES))
-        known = features._features(judges.networks[0], images.to_float(features.thin(these[: features.BATCH])))
-        with mock.patch.object(features, "_features", lambda network, x, known=known: tuple(y[: len(x)] for y in known)):
+        known = judges.judges[0].encoder.features(these[: Small.batch].numpy())
+        with mock.patch.object(Small, "_encode", lambda _, part, known=known: known[: len(part)]):
             found["look without networks"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES))
     for name, seconds in found.items():
         yield f"{form.name}|{name}|processor time an image", 1e6 * marginal(seconds), "µs"
@@ -200,7 +202,10 @@ def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Itera
 def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator[Figure]:
     """What the gate does with the rows of all shards together: expectations, duplicates, verdicts, fidelity."""
     params, val = config.read(), real(form, "val", VAL_ROWS)
-    checks, few = Checks(train, judges, CLASSES, settings=params.validate_, flips="none", seed=0), pixels(form, 100)
+    checks, few = (
+        Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, flips="none", seed=0),
+        pixels(form, 100),
+    )
     seen, rng, seconds = checks.measure(few, np.array(labels(100))), np.random.default_rng(0), {}
     for n in WHOLE:
         pool, out, of = folder / f"rows-{n}", folder / f"out-{n}", plan(n)
@@ -212,7 +217,7 @@ def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator
             pixel_hash=[f"{i:032x}" for i in range(n)],
         )  # fmt: skip
         pq.write_table(rows.table, pool / "part-00000.parquet", compression="zstd")
-        thumbs = rng.standard_normal((n, seen.thumbnails.shape[1])).astype(np.float32)
+        thumbs = rng.standard_normal((n, seen.directions.shape[1])).astype(np.float32)
         thumbs = (thumbs / np.linalg.norm(thumbs, axis=1, keepdims=True)).astype(np.float16)
         again = np.arange(n) % len(few)
         values = {name: value[again] for name, value in seen.values.items()}
@@ -235,15 +240,14 @@ def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator
 def counted(form: Form) -> Iterator[Figure]:
     """Parameters, FLOP and operations of the U-Net, of the classifier and of a judge of a form."""
     params, n = config.read(), 2
-    side = min(form.shape[1], features.LARGEST)
     with torch.device("meta"):
         unet: nn.Module = UNet(form.shape, len(CLASSES), dropout=0.1, conditions=CONDITIONS, **form.unet)
         classifier = networks.build(params.classifier, form.shape, len(CLASSES))
-        judge = SmallResNet((form.shape[0], side, side), len(CLASSES), params.judges.width)
+        judge = small.build(form.shape, len(CLASSES), params.judges.width)
         x, t, y = torch.zeros(n, *form.shape), torch.zeros(n), torch.zeros(n).long()
-        a, thin = torch.zeros(n, CONDITIONS), torch.zeros(n, form.shape[0], side, side)
+        a, seen = torch.zeros(n, CONDITIONS), torch.zeros(n, *small.seen(form.shape))
     for name, network, given in (
-        ("U-Net", unet, (x, t, y, a)), ("classifier", classifier, (x,)), ("judge", judge, (thin,)),
+        ("U-Net", unet, (x, t, y, a)), ("classifier", classifier, (x,)), ("judge", judge, (seen,)),
     ):  # fmt: skip
 
         def evaluate(network: nn.Module = network, given: tuple[Tensor, ...] = given) -> None:

@@ -2,7 +2,7 @@
 
     F_c     train rows of class c that the generators were fitted on, the reference
     N_c     train rows of class c that came since
-    z       fixed features of an image (`features`): nothing is fitted, so neither side is favoured
+    z       features of an image, of an encoder that none of these rows has shaped: neither side is favoured
     u       the mean of z over the rows of one group on one side, the unit of the test: images of one object are no
             independent witnesses
 
@@ -31,19 +31,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pipeline.config import Drift
-from pipeline.core.images import to_float
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
+from pipeline.encoders.base import Encoder
 
-GRID = 4  # places along each side of an image
-SCALES = 3  # each half the size of the one before
-BATCH = 512  # images looked at together
 UNITS = 1000  # of a class and side; more are drawn from
 DRAWS = 1024  # relabellings in memory at a time
 
@@ -63,28 +57,6 @@ class Test:
     statistic: float
     p: float
     adjusted: float = math.nan
-
-
-def features(pixels: Tensor) -> np.ndarray:
-    """Features (n, d) float64 of uint8 images (n, c, h, w), which no data have shaped.
-
-    At up to SCALES sizes, on a grid of at most GRID x GRID places: the mean of each channel, and of the absolute steps to the
-    right and downwards. Brightness and colour, edges and their directions, blur and noise all move some of them.
-    """
-    return torch.cat([_features(to_float(part)) for part in torch.split(pixels, BATCH)]).double().numpy()
-
-
-def _features(x: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    for scale in range(SCALES):
-        if scale:
-            x = F.avg_pool2d(x, 2)
-        right, down = (x.diff(dim=dim).abs() for dim in (3, 2))
-        places = min(GRID, x.shape[-1] - 1)
-        found += [F.adaptive_avg_pool2d(part, places).flatten(1) for part in (x, right, down)]
-        if x.shape[-1] < 2 * GRID:
-            break
-    return torch.cat(found, 1)
 
 
 def units(z: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -171,11 +143,12 @@ def _identities(rows: Manifest) -> list[tuple[str, str, str]]:
     return list(zip(*(rows.column(name).tolist() for name in ("sample_id", "label", "pixel_hash")), strict=True))
 
 
-def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int) -> dict[str, Any]:
+def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int, encoder: Encoder) -> dict[str, Any]:
     """What changed in train from `reference` to `present`, as drift.json has it.
 
     `decision` is same (no train row came or went), reuse or retrain, for the `reasons`, each {"why", "class"?, "value"?}.
-    Counts are rows. Tests are there for classes that have rows on both sides, as long as images have the same form.
+    Counts are rows. Tests are there for classes that have rows on both sides, as long as images have the same form, that for
+    which `encoder` is made.
     """
     old, new = reference.train(), present.train()
     old_rows, new_rows = _identities(old), _identities(new)
@@ -187,9 +160,8 @@ def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int) 
     comparable = reference.shape == present.shape
     testable = [c for c in range(len(classes)) if comparable and n_before[c] and n_came[c]]
     draws = max(settings.permutations, math.ceil((len(testable) + 1) / settings.alpha))  # fewer could never be sure enough
-    tests, together = two_sample(
-        _samples(old, new.where(came), [classes[c] for c in testable], seed), settings.test, draws, numpy_rng(seed, "drift")
-    )
+    samples = _samples(old, new.where(came), [classes[c] for c in testable], seed, encoder)
+    tests, together = two_sample(samples, settings.test, draws, numpy_rng(seed, "drift"))
     tested = dict(zip(testable, tests, strict=True))
     found = {
         "now": present.info["fingerprint"],
@@ -212,14 +184,15 @@ def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int) 
     return found | {"reasons": reasons, "decision": "retrain" if reasons else "reuse"}
 
 
-def _samples(old: Manifest, came: Manifest, classes: Sequence[str], seed: int) -> list[Sample]:
+def _samples(old: Manifest, came: Manifest, classes: Sequence[str], seed: int, encoder: Encoder) -> list[Sample]:
     """For each class the units of both sides."""
     made, both = [], [(rows, rows.column("label"), side) for rows, side in ((old, "before"), (came, "after"))]
     for name in classes:
         sides = []
         for rows, labels, side in both:
             own = rows.where(labels == name)
-            sides.append(units(features(own.images()), own.column("group"), numpy_rng(seed, "drift", side, name)))
+            z = encoder.features(own.images().numpy()).astype(np.float64)
+            sides.append(units(z, own.column("group"), numpy_rng(seed, "drift", side, name)))
         made.append(Sample(np.concatenate(sides), np.repeat([False, True], [len(side) for side in sides])))
     return made
 

@@ -1,7 +1,7 @@
 """Images that show the same thing: identical pixels, and near-duplicates found in time proportional to their number.
 
-Two images are near-duplicates where their thumbnails u, v (luminance, d = 16 x 16 pixels, or the image's own size where
-that is smaller) differ little in the mean and nowhere much, in levels of 255:
+Two images are near-duplicates where their thumbnails u, v (pipeline/encoders/thumbnails.py, d pixels) differ little in the mean
+and nowhere much, in levels of 255:
 
     |u - v|_1 / d  <=  b    and    |u - v|_max  <=  PEAK b,
     b = min(levels, RELATIVE spread),    spread = |u - mean(u)|_1 / d, of the pair the smaller one
@@ -20,27 +20,16 @@ one image are neighbours in a chain. Mirrored and rotated copies are not looked 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.core import seeds
 
-THUMBNAIL = 16
 PEAK = 16
 RELATIVE = 0.1
 TABLES = 10
 NEIGHBOURS = 4
 CHUNK = 2048  # thumbnails in memory at a time; with their differences they fit into a cache
-
-
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    """uint8 (c, h, w) -> uint8 luminance (s, s), s = min(16, h)."""
-    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("L")
-    side = min(THUMBNAIL, image.shape[1])
-    if picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BOX)
-    return np.asarray(picture)
 
 
 def near_pairs(thumbnails: np.ndarray, levels: float) -> np.ndarray:

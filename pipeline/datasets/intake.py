@@ -31,8 +31,8 @@ from tqdm import tqdm
 from pipeline.config import Data
 from pipeline.core import images, work
 from pipeline.datasets.decode import Unreadable, bring_to_form, strict_pillow
-from pipeline.datasets.duplicates import thumbnail
 from pipeline.datasets.rows import Row
+from pipeline.encoders.base import Encoder
 
 SHARD = 1024
 PROBE, SLOW = 16, 0.002  # rows timed in each shard; seconds an image from which threads pay
@@ -53,35 +53,39 @@ SHARDS = pa.schema(
 DECIDED_ON = ["path", "name", "label", "split", "group", "pixel_hash", "reason"]
 
 
-def take_in(rows: Iterable[Row], data: Data, folder: Path, what: str) -> list[Path]:
-    """Lay down `rows` as shards in `folder` (shards that stand there are kept). Returns the shards in order."""
+def take_in(rows: Iterable[Row], data: Data, encoder: Encoder, folder: Path, what: str) -> list[Path]:
+    """Lay down `rows` as shards in `folder` (shards that stand there are kept). Returns the shards in order.
+
+    `encoder` gives the thumbnails: levels, whole numbers in [0, 255].
+    """
     rows, shards = iter(rows), list[Path]()
     with strict_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool, progress(what) as bar:
         while batch := list(islice(rows, SHARD)):
             shard = folder / f"part-{len(shards):05d}.parquet"
             if not shard.exists():
-                records = _decode(batch, data, pool)
+                records = _decode(batch, data, encoder, pool)
                 work.write(shard, _parquet(pa.Table.from_pylist(records, schema=SHARDS)))
             shards.append(shard)
             bar.update(len(batch))
     return shards
 
 
-def _decode(batch: list[Row], data: Data, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
-    record, start = partial(_record, data=data), perf_counter()
+def _decode(batch: list[Row], data: Data, encoder: Encoder, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    record, start = partial(_record, data=data, encoder=encoder), perf_counter()
     first = [record(row) for row in batch[:PROBE]]
     each = pool.map if perf_counter() - start > SLOW * len(first) else map
     return [*first, *each(record, batch[PROBE:])]
 
 
-def _record(row: Row, *, data: Data) -> dict[str, Any]:
+def _record(row: Row, *, data: Data, encoder: Encoder) -> dict[str, Any]:
     record = {key: getattr(row, key) for key in ("path", "name", "label", "split", "group", "sources")}
     try:
         with row.read() as picture:
             image = bring_to_form(picture, data.image_size, data.channels, data.resize)
     except Unreadable as unreadable:
         return {**record, "reason": str(unreadable)}
-    made = {"image": images.encode_png(image), "pixel_hash": images.pixel_hash(image), "thumbnail": thumbnail(image).tobytes()}
+    thumbnail = encoder.features(image[None])[0].astype(np.uint8).tobytes()
+    made = {"image": images.encode_png(image), "pixel_hash": images.pixel_hash(image), "thumbnail": thumbnail}
     return {**record, **made}
 
 

@@ -1,42 +1,47 @@
-"""Judges: K small classifiers, cross-fitted on the real train rows, that embed, label and calibrate.
+"""Judges: K encoders with heads, cross-fitted on the real train rows, that embed, label and calibrate.
 
     folds       f(i) in {0, ..., K-1} for each train row i; a group lies in one fold, classes are spread evenly over folds
     judge k     fitted on the rows with f(i) != k, classes drawn evenly, so p_k(y | x) carries no class prior
-    held out    row i judged by judge f(i), which has not seen it: what judges say of real images that are new to them
+    held out    row i assessed by judge f(i), which has not seen it: what judges say of real images that are new to them
 
 A class all of whose groups fell into one fold (it has one group) would be unknown to a judge; its groups are put into every
 fit, f(i) = -1: every judge knows the class, and none of its rows is ever held out. A class of two groups is held out
 group by group, whatever K is.
 
-    embedding   per block the mean and the standard deviation of each channel over the pixels, and the activations before the
-                head, each standardised over the real train rows: early blocks tell noise and blur, late ones tell classes
+    embedding   the features of judge k's encoder, each standardised over the real train rows
 
-Images above 32 pixels are averaged down to 32 before a judge sees them. A judge is never the classifier that is evaluated.
+An encoder that is fitted is fitted K times, with its head. One that is fixed is the same for all judges, and K heads are fitted
+on its features. A judge is never the classifier that is evaluated.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config
-from pipeline.core import images, weights
+from pipeline.core import weights
 from pipeline.core.manifest import Manifest
-from pipeline.core.seeds import derive, numpy_rng, rng
-from pipeline.encoders.resnet import SmallResNet
+from pipeline.core.seeds import derive, numpy_rng
+from pipeline.encoders.base import Encoder, Fitted, Fixed, Shape, kind
+from pipeline.encoders.heads import Head
 from pipeline.errors import DataError
-from pipeline.runtime.training import Learner, Optimisation, autocast, device, loop
 
-LARGEST = 32  # pixels: what a judge sees of an image
-BATCH = 512  # images a judge looks at together when it is not being fitted
 FILE = "judges.safetensors"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What embeds an image, and what reads its label from the features."""
+
+    encoder: Encoder
+    head: Head
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Assessment:
 
     embeddings: np.ndarray
     probabilities: np.ndarray
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The embeddings of an image as one row, judge after judge: (n, K d)."""
+        return np.hstack(list(self.embeddings))
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,15 @@ class Judges:
 
     def __init__(
         self,
-        networks: Sequence[SmallResNet],
+        judges: Sequence[Judge],
         folds: np.ndarray,
         *,
         classes: Sequence[str],
-        shape: tuple[int, int, int],
+        shape: Shape,
         settings: config.Judges,
         rows: str,
     ) -> None:
-        self.networks, self.folds, self.classes = list(networks), folds, list(classes)
+        self.judges, self.folds, self.classes = list(judges), folds, list(classes)
         self.mean, self.scale = np.zeros(1, np.float32), np.ones(1, np.float32)  # of the embeddings of train, (K, 1, d)
         self.shape, self.settings, self.rows = shape, settings, rows
 
@@ -76,52 +86,79 @@ class Judges:
     def fit(
         cls, train: Manifest, classes: Sequence[str], *, settings: config.Judges, flips: str, seed: int, folder: Path
     ) -> Judges:
-        """Fit the judges on real train rows. `folder` keeps unfinished work (hidden files) and receives judges.safetensors.
+        """Fit the judges on real train rows. `folder` keeps unfinished work (hidden files) and receives what `save` writes.
 
         `flips` is data.flips of params.yaml. Raises LeakError for a row that is not train.
         """
-        pixels, targets = train.training_tensors(classes, "the judges")
-        folds = assign_folds(targets.numpy(), train.column("group"), settings.folds, seed)
+        images, labels = train.training_tensors(classes, "the judges")
+        pixels, targets = images.numpy(), labels.numpy()
+        folds = assign_folds(targets, train.column("group"), settings.folds, seed)
         shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
-        small = thin(pixels)
-        networks = []
+        encoder = kind(settings.encoder)
+        given = pixels if issubclass(encoder, Fitted) else encoder(shape).features(pixels)
         for k in range(settings.folds):
-            seen = torch.from_numpy(folds != k)
-            networks.append(
-                _fit_one(small[seen], targets[seen], len(classes), settings, flips, derive(seed, "judge", k), folder, k)
-            )
-        judges = cls(networks, folds, classes=classes, shape=shape, settings=settings, rows=_rows(train))
-        raw = judges.embed(pixels)
+            file, seen = _file(folder, k), folds != k
+            if file.exists():
+                continue
+            place, name, own = folder / f".judge-{k}", f"judge {k + 1}/{settings.folds}", derive(seed, "judge", k)
+            if issubclass(encoder, Fitted):
+                encoder.fit(
+                    given[seen], targets[seen], len(classes), settings=settings, flips=flips, seed=own, folder=place, name=name,
+                    rows=f"train rows of this project without fold {k}",
+                ).save(file)  # fmt: skip
+            else:
+                Head.fit(
+                    given[seen], targets[seen], len(classes), settings=settings, seed=own, folder=place, name=name
+                ).save(file)  # fmt: skip
+        judges = cls(_load(folder, shape, settings), folds, classes=classes, shape=shape, settings=settings, rows=_rows(train))
+        raw = judges.embed(images)
         judges.mean, judges.scale = raw.mean(1, keepdims=True), raw.std(1, keepdims=True) + np.float32(1e-6)
-        judges.save(folder)
+        judges._save_shared(folder)
         return judges
 
     def save(self, folder: Path) -> None:
-        """Write judges.safetensors: weights, folds and scales, with classes and settings in the metadata."""
-        tensors = {f"{k}.{name}": value for k, n in enumerate(self.networks) for name, value in n.state_dict().items()}
-        tensors |= {name: torch.from_numpy(getattr(self, name)) for name in ("folds", "mean", "scale")}
-        card = {"classes": self.classes, "shape": self.shape, "settings": self.settings.model_dump(), "rows": self.rows}
+        """Write a file for each judge, and judges.safetensors: folds and scales, with classes and settings in the metadata."""
+        for k, judge in enumerate(self.judges):
+            (judge.encoder if isinstance(judge.encoder, Fitted) else judge.head).save(_file(folder, k))
+        self._save_shared(folder)
+
+    def _save_shared(self, folder: Path) -> None:
+        tensors = {name: torch.from_numpy(getattr(self, name)) for name in ("folds", "mean", "scale")}
+        card = {
+            "classes": self.classes,
+            "shape": self.shape,
+            "settings": self.settings.model_dump(),
+            "rows": self.rows,
+            "origins": [asdict(judge.encoder.origin) for judge in self.judges],
+        }
         weights.save(folder / FILE, tensors, card)
 
     @classmethod
     def load(cls, folder: Path) -> Judges:
-        """The judges that `save` wrote. Raises DataError where the file is missing, torn or of something else."""
+        """The judges that `save` wrote. Raises DataError where a file is missing, torn or of something else."""
         tensors, card = weights.load(folder / FILE)
         settings, shape = config.Judges(**card["settings"]), (card["shape"][0], card["shape"][1], card["shape"][2])
-        networks = []
-        for k in range(settings.folds):
-            network = _network(shape, len(card["classes"]), settings)
-            network.load_state_dict({n.removeprefix(f"{k}."): v for n, v in tensors.items() if n.startswith(f"{k}.")})
-            networks.append(network.eval())
+        members = _load(folder, shape, settings)
+        for judge, origin in zip(members, card["origins"], strict=True):
+            if asdict(judge.encoder.origin) != origin:
+                raise DataError(
+                    f"the judges in {folder} were fitted with other weights of the encoder {settings.encoder}",
+                    expected=f"weights {origin['weights']}",
+                    remedy="run the stage judges",
+                )
         folds, mean, scale = (tensors[name].numpy() for name in ("folds", "mean", "scale"))
-        judges = cls(networks, folds, classes=card["classes"], shape=shape, settings=settings, rows=card["rows"])
+        judges = cls(members, folds, classes=card["classes"], shape=shape, settings=settings, rows=card["rows"])
         judges.mean, judges.scale = mean, scale
         return judges
 
     def look(self, pixels: Tensor) -> Assessment:
         """What every judge says of uint8 images (n, c, h, w)."""
-        both = [self._look(network, pixels) for network in self.networks]
-        return Assessment((np.stack([e for e, _ in both]) - self.mean) / self.scale, np.stack([p for _, p in both]))
+        images = pixels.numpy()
+        encoders = {id(judge.encoder): judge.encoder for judge in self.judges}  # judges may share one
+        features = {key: encoder.features(images) for key, encoder in encoders.items()}
+        own = [features[id(judge.encoder)] for judge in self.judges]
+        probabilities = [judge.head.probabilities(z) for judge, z in zip(self.judges, own, strict=True)]
+        return Assessment((np.stack(own) - self.mean) / self.scale, np.stack(probabilities))
 
     def embed(self, pixels: Tensor) -> np.ndarray:
         """Embeddings (K, n, d) of uint8 images (n, c, h, w)."""
@@ -132,7 +169,7 @@ class Judges:
         return self.look(pixels).probabilities
 
     def held_out(self, train: Manifest) -> HeldOut:
-        """Each train row as judged by the judge that has not seen it. Raises DataError for other rows than those fitted on."""
+        """Each train row as assessed by the judge that has not seen it. Raises DataError for other rows than the fit had."""
         self.require_rows(train)
         said = self.look(train.images())
         unseen = (self.folds >= 0)[:, None]
@@ -143,21 +180,6 @@ class Judges:
         """Raise DataError unless `train` has the rows, in the order, that the judges were fitted on."""
         if _rows(train) != self.rows:
             raise DataError("the judges were fitted on other train rows", remedy="run the stage judges")
-
-    @torch.inference_mode()
-    def _look(self, network: SmallResNet, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        where = device()
-        network = network.to(where)
-        said = [_features(network, images.to_float(thin(part).to(where))) for part in torch.split(pixels, BATCH)]
-        return torch.cat([e for e, _ in said]).cpu().numpy(), torch.cat([p for _, p in said]).cpu().numpy()
-
-
-def thin(pixels: Tensor) -> Tensor:
-    """uint8 (n, c, h, w) -> uint8, averaged down to at most 32 x 32 pixels."""
-    if pixels.shape[-1] <= LARGEST:
-        return pixels
-    chunks = (F.adaptive_avg_pool2d(part.float(), LARGEST).round_().byte() for part in torch.split(pixels, BATCH))
-    return torch.cat([*chunks, pixels.new_empty((0, pixels.shape[1], LARGEST, LARGEST))])
 
 
 def assign_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
@@ -186,65 +208,17 @@ def assign_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: in
     return fold[group]
 
 
-def _features(network: SmallResNet, x: Tensor) -> tuple[Tensor, Tensor]:
-    levels, h = [], network.stem(x)
-    for block in network.blocks:
-        h = block(h)
-        levels += [h.mean((2, 3)), h.std((2, 3), correction=0)]
-    last = F.silu(network.norm(h)).mean((2, 3))
-    return torch.cat([*levels, last], 1), network.head(last).softmax(1)
+def _file(folder: Path, k: int) -> Path:
+    return folder / f"judge-{k}.safetensors"
 
 
-def _network(shape: tuple[int, int, int], n_classes: int, settings: config.Judges) -> SmallResNet:
-    size = min(shape[1], LARGEST)
-    return SmallResNet((shape[0], size, size), n_classes, settings.width)
-
-
-def _fit_one(
-    pixels: Tensor, targets: Tensor, n_classes: int, settings: config.Judges, flips: str, seed: int, folder: Path, k: int
-) -> SmallResNet:
-    where = device()
-    shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "weights"))
-        network = _network(shape, n_classes, settings).to(where)
-    finished = folder / f".judge-{k}.safetensors"
-    if finished.exists():
-        network.load_state_dict(weights.load(finished)[0])
-        return network.eval()
-    plan = Optimisation(settings.steps, settings.lr, weight_decay=settings.weight_decay, ema=settings.ema)
-    learner = Learner(network, plan)
-    evenly = 1.0 / torch.bincount(targets, minlength=n_classes).clamp_min(1)[targets].double()
-
-    def update(step: int) -> float:
-        draw = rng(seed, "batch", step)
-        chosen = torch.multinomial(evenly, settings.batch_images, replacement=True, generator=draw)
-        x = images.to_float(_augment(pixels[chosen], flips, draw).to(where))
-        with autocast("auto", where):
-            logits = network(x)
-        # Smoothed labels keep judges of few images from being sure of everything (Szegedy et al., 2016).
-        return learner.step(F.cross_entropy(logits.float(), targets[chosen].to(where), label_smoothing=0.1), step)
-
-    loop(
-        {"judge": learner}, update, steps=settings.steps, seed=seed, name=f"judge {k + 1}/{settings.folds}",
-        images_per_step=settings.batch_images, folder=folder / f".judge-{k}",
-    )  # fmt: skip
-    learner.finish()
-    weights.save(finished, network.state_dict(), {"judge": k})
-    return network
-
-
-def _augment(pixels: Tensor, flips: str, draw: torch.Generator) -> Tensor:
-    """Shift each image by up to a sixteenth of its size (one pixel at least), edges repeated; mirror it where allowed."""
-    n, _, size, _ = pixels.shape
-    far = max(1, size // 16)
-    grid = torch.arange(size)
-    y, x = ((grid + torch.randint(-far, far + 1, (n, 1), generator=draw)).clamp(0, size - 1) for _ in range(2))
-    for axis, allowed in ((x, flips != "none"), (y, flips == "both")):
-        if allowed:
-            mirrored = torch.rand(n, generator=draw) < 0.5
-            axis[mirrored] = axis[mirrored].flip(1)
-    return pixels[torch.arange(n)[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).contiguous()
+def _load(folder: Path, shape: Shape, settings: config.Judges) -> list[Judge]:
+    """The judges of which each has its file in `folder`."""
+    encoder, files = kind(settings.encoder), [_file(folder, k) for k in range(settings.folds)]
+    if issubclass(encoder, Fitted):
+        return [Judge(one, one.head) for one in map(encoder.load, files)]
+    shared: Fixed = encoder(shape)
+    return [Judge(shared, Head.load(file)) for file in files]
 
 
 def _rows(train: Manifest) -> str:

@@ -2,7 +2,7 @@
 
     stem      3 x 3 convolution to `width` channels
     stage i   one residual block of width 2^i, i = 0 … n - 1; each stage after the first halves the resolution
-    head      mean over the pixels -> embedding (n, d) -> logits (n, k)
+    head      mean over the pixels (n, w) -> logits (n, k)
 
 The number of stages follows from the resolution: down to 4 pixels, three at most. Group normalisation makes an output a
 function of its own image, whatever the batch (Wu & He, 2018).
@@ -10,6 +10,7 @@ function of its own image, whatever the batch (Wu & He, 2018).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class SmallResNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], n_classes: int, width: int) -> None:
         super().__init__()
         channels, size, _ = shape
-        stages = 1
+        self.width, stages = width, 1
         while stages < 3 and size // 2**stages >= 4:
             stages += 1
         widths = [width * 2**i for i in range(stages)]
@@ -48,12 +49,18 @@ class SmallResNet(nn.Module):
         self.norm = nn.GroupNorm(8, widths[-1])
         self.head = nn.Linear(widths[-1], n_classes)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) in [-1, 1] -> (n, d), the activations before the head."""
-        out: Tensor = F.silu(self.norm(self.blocks(self.stem(x)))).mean((2, 3))
-        return out
+    def levels(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) in [-1, 1] -> (n, d): channels' means and deviations after each block, then what the head is given."""
+        found, h = [], self.stem(x)
+        for block in self.blocks:
+            h = block(h)
+            found += [h.mean((2, 3)), h.std((2, 3), correction=0)]
+        return torch.cat([*found, self._last(h)], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) in [-1, 1] -> logits (n, k)."""
-        out: Tensor = self.head(self.embed(x))
+        out: Tensor = self.head(self._last(self.blocks(self.stem(x))))
         return out
+
+    def _last(self, h: Tensor) -> Tensor:
+        return F.silu(self.norm(h)).mean((2, 3))

@@ -1,8 +1,8 @@
 """Reference rows: what scikit-learn's classifiers make of the same train rows.
 
-Logistic regression, a random forest and gradient boosted trees on pixels, averaged down to at most SIDE x SIDE, with balanced
-class weights. They ask whether the networks are needed at all. scikit-learn keeps no weights in a format that runs no code
-when it is read, so they are fitted where they are used, once each: their intervals know of groups and not of seeds.
+Logistic regression, a random forest and gradient boosted trees on pixels (pipeline/encoders/pixels.py), with balanced class
+weights. They ask whether the networks are needed at all. scikit-learn keeps no weights in a format that runs no code when it is
+read, so they are fitted where they are used, once each: their intervals know of groups and not of seeds.
 """
 
 from __future__ import annotations
@@ -12,19 +12,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
-from pipeline.core.images import to_float
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import derive
-
-SIDE = 16
-
-
-def features(images: Tensor) -> np.ndarray:
-    """uint8 (n, c, h, w) -> float64 (n, d) in [-1, 1]."""
-    side = min(SIDE, images.shape[2])
-    return adaptive_avg_pool2d(to_float(images), side).flatten(1).double().numpy()
+from pipeline.encoders.pixels import Pixels
 
 
 def probabilities(train: Manifest, classes: list[str], images: Tensor, seed: int) -> Mapping[str, np.ndarray]:
@@ -33,7 +24,9 @@ def probabilities(train: Manifest, classes: list[str], images: Tensor, seed: int
     from sklearn.linear_model import LogisticRegression
 
     rows, targets = train.training_tensors(classes, "a reference classifier")
-    x, y, test = features(rows), targets.numpy(), features(images)
+    encoder = Pixels((int(rows.shape[1]), int(rows.shape[2]), int(rows.shape[3])))
+    x, test = (encoder.features(part.numpy()).astype(np.float64) for part in (rows, images))
+    y = targets.numpy()
     state = derive(seed, "reference") % 2**31
     models: Mapping[str, Any] = {
         "logistic_regression": LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000),

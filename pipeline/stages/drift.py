@@ -10,6 +10,7 @@ from pipeline.config import Params
 from pipeline.core import work
 from pipeline.core.prepared import Prepared
 from pipeline.datasets import drift
+from pipeline.encoders.base import fixed
 from pipeline.errors import DataError
 
 ROWS = ("train.parquet", "dataset.json")  # of a prepared version, what a fit needs
@@ -29,7 +30,8 @@ def run(params: Params, prepared: Path, out: Path) -> None:
     before = known or prepared
     files = [place / name for place in (before, prepared) for name in ROWS]
     with work.resumable(out, params.seed, params.drift.model_dump(), *files) as folder:
-        found = drift.compare(Prepared(before), present, params.drift, params.seed)
+        encoder = fixed(params.drift.encoder, present.shape, "drift.encoder")
+        found = drift.compare(Prepared(before), present, params.drift, params.seed, encoder)
         # The entries are put in place in the order of their names, and drift.json says of which version `before` is the past:
         # whenever this process is killed, `_compared_with` finds the same version again.
         _lay(folder / "before", before)

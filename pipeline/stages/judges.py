@@ -11,7 +11,7 @@ from pipeline.encoders.judges import Judges
 
 
 def run(params: Params, prepared: Path, out: Path) -> None:
-    """Write `out`/judges.safetensors."""
+    """Write the files of pipeline.encoders.judges into `out`."""
     data = Prepared(prepared)
     settings = params.judges
     decided_by = (params.seed, params.data.flips, settings.model_dump(), data.classes, prepared / "train.parquet")

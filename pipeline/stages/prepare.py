@@ -10,6 +10,7 @@ from pipeline.datasets import assemble, external, intake, lists, past
 from pipeline.datasets.decide import decide
 from pipeline.datasets.rows import rows
 from pipeline.datasets.split import FILES, SIDES
+from pipeline.encoders.thumbnails import Thumbnails
 
 
 def run(params: Params, out: Path) -> None:
@@ -22,7 +23,8 @@ def run(params: Params, out: Path) -> None:
     settings = [section.model_dump() for section in (data, params.split, params.scarcity)]
     found = intake.state(Path(data.path), *lists.files(params).values(), *([elsewhere] if elsewhere else []))
     with work.resumable(out, params.seed, settings, str(elsewhere), found) as folder:
-        shards = intake.take_in(rows(data), data, folder / ".real", "prepare: real images")
+        encoder = Thumbnails((data.channels, data.image_size, data.image_size))
+        shards = intake.take_in(rows(data), data, encoder, folder / ".real", "prepare: real images")
         table = intake.columns(shards)
         noted = past.settings(params), past.identity(table, list(lists.files(params).values()))
         before = past.read(out / past.FILE, *noted)
@@ -37,7 +39,7 @@ def run(params: Params, out: Path) -> None:
         others = []
         if elsewhere:
             made = external.rows(elsewhere, decision.classes)
-            others = intake.take_in(made, data, folder / ".external", "prepare: external images")
+            others = intake.take_in(made, data, encoder, folder / ".external", "prepare: external images")
             odd += intake.set_aside(intake.columns(others))
         hash_of_others = assemble.write_manifest(folder / "external.parquet", assemble.external_rows(others))
         if elsewhere:

@@ -17,7 +17,7 @@ from pipeline.validation import gate
 def run(params: Params, family: str, prepared: Path, judges: Path, model: Path, pool: Path, out: Path, docs: Path) -> None:
     """Write checks.parquet, images.parquet and summary.json to `out`, and Data Docs to `docs`.
 
-    With validate.bayes the p(y | x) of `model`, where its family has one, is a judge too.
+    With validate.bayes the posterior p(y | x) of `model`, where its family has one, counts as much as a judge.
 
     Raises TailforgeError, when both stand, where a critical expectation fails.
     """

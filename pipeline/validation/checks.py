@@ -6,15 +6,17 @@
     blank      largest standard deviation of a channel over the pixels, of 255; low = blank_std
     copy       distance in pixel space to the nearest real train image of any class; low from real images
     duplicate  distance in pixel space to the nearest earlier image of the pool; the same low
-    label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement. The generative model's own p(y | x) may
-               be one more judge: it knows the class from the inside, but has seen all train rows, its own samples' cause
+    label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement. The generative model's own posterior
+               p(y | x) may be one more term: it knows the class from the inside, but has seen all train rows, which its own
+               samples come from
     outlier    mean over the judges of the distance in feature space to the nearest train image of class c; high from real ones
 
 copy and outlier are the two sides of one band: too near is memorised, too far is not of the class. Both are calibrated on
 real *train* rows alone, on what the checks would say of a new real image:
 
-    pixel space    images averaged down to 16 pixels, centred, of unit norm: d = sqrt(2 - 2 cos) in [0, 2]; mirrored too where
-                   labels survive it. Real reference: each train row against the rows of other groups.
+    pixel space    features of the encoder `near` (pixels, averaged down to 16), centred, of unit norm: d = sqrt(2 - 2 cos) in
+                   [0, 2]; images are mirrored too where labels survive it. Real reference: each train row against the rows of
+                   other groups.
     feature space  d_k(x) = |e_k(x) - e_k(nearest row of class c that judge k was fitted on)| / sqrt(dim). Real reference: each
                    train row by the judge that has not seen it.
     threshold      t_c = slack * (w_c q_c + (1 - w_c) q_pool,c),  w_c = n_c / (n_c + shrinkage)
@@ -37,11 +39,11 @@ from torch import Tensor
 from pipeline import config
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
+from pipeline.encoders.base import Encoder
 from pipeline.encoders.judges import Assessment, Judges
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
 CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for
-THUMBNAIL = 16  # pixels
 CHUNK = 1024  # rows of a distance matrix at a time
 QUERIES = 400  # real rows of a class that calibrate, at most (per judge, for outliers)
 SAME = 0.01  # pixel-space distance below which two images are one: rounding, a level or two of noise
@@ -66,7 +68,7 @@ class Measured:
 
     values: dict[str, np.ndarray]
     nearest: np.ndarray  # index of the nearest train row, int64 (n,)
-    thumbnails: np.ndarray  # float16 (n, p)
+    directions: np.ndarray  # in pixel space, float16 (n, p)
     embeddings: np.ndarray  # float16 (n, K d)
 
 
@@ -77,6 +79,7 @@ class Checks:
         self,
         train: Manifest,
         judges: Judges,
+        near: Encoder,
         classes: Sequence[str],
         *,
         settings: config.Validate,
@@ -86,10 +89,10 @@ class Checks:
     ) -> None:
         judges.require_rows(train)
         pixels, targets = train.training_tensors(classes, "the checks")
-        self.judges, self.classes, self.flips, self.seed = judges, list(classes), flips, seed
+        self.judges, self.near, self.classes, self.flips, self.seed = judges, near, list(classes), flips, seed
         self.posterior = posterior
         self.targets, self.shape = targets.numpy(), tuple(pixels.shape[1:])
-        self._thumbnails = thumbnails(pixels)
+        self._directions = self.directions(pixels)
         self._embeddings = judges.embed(pixels)
         self._shrinkage = settings.shrinkage
         # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth. Of the judges
@@ -118,7 +121,6 @@ class Checks:
         said = self.judges.look(pixels)
         probabilities = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
         agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in probabilities]
-        small = thumbnails(pixels)
         distance, nearest = self._nearest_train(pixels)
         values = {
             "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
@@ -126,34 +128,39 @@ class Checks:
             "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
             "outlier": self._outlier_distance(said, targets),
         }
-        flat = np.hstack(list(said.embeddings))  # judge after judge
-        return Measured(values, nearest, small.astype(np.float16), flat.astype(np.float16))
+        directions = self.directions(pixels)
+        return Measured(values, nearest, directions.astype(np.float16), said.flat.astype(np.float16))
 
-    def duplicates(self, thumbs: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    def directions(self, pixels: Tensor) -> np.ndarray:
+        """Where images uint8 (n, c, h, w) lie in pixel space: float32 (n, p), of unit norm, zero for a constant image."""
+        features = torch.from_numpy(self.near.features(pixels.numpy()))
+        return np.asarray(F.normalize(features - features.mean(1, keepdim=True), eps=1e-3))
+
+    def duplicates(self, directions: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Distance (n,) of each image to the nearest earlier one among n; 2 where none near it was found.
 
-        `thumbs` (n, p) are thumbnails and `hashes` (n,) pixel hashes. Signs of random projections bring alike images
+        `directions` (n, p) lie in pixel space, `hashes` (n,) are pixel hashes. Signs of random projections bring alike images
         together (Charikar, 2002): 8 orders by sign, each image compared with the 4 before it, so that the cost per image does
         not grow with n. Equal images are always found; pairs at 0.2 with a probability of about 0.99 among 1,000 images.
         """
-        n = len(thumbs)
+        n = len(directions)
         out = np.full(n, FARTHEST)
         if n < 2:
             return out
         _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         out[first[inverse] != np.arange(n)] = 0.0
-        centre = self._thumbnails.mean(0)
+        centre = self._directions.mean(0)
         bits = int(np.ceil(np.log2(n))) + 2
         weights = 2.0 ** np.arange(bits)
         for table in range(8):
-            planes = numpy_rng(self.seed, "duplicates", table).standard_normal((thumbs.shape[1], bits)).astype(np.float32)
-            codes = np.concatenate([((part.astype(np.float32) - centre) @ planes > 0) @ weights for part in _parts(thumbs)])
+            planes = numpy_rng(self.seed, "duplicates", table).standard_normal((directions.shape[1], bits)).astype(np.float32)
+            codes = np.concatenate([((part.astype(np.float32) - centre) @ planes > 0) @ weights for part in _parts(directions)])
             order = np.argsort(codes, kind="stable")
             for behind in range(1, min(5, n)):
                 for start in range(0, n - behind, CHUNK):
                     a = order[start : min(start + CHUNK, n - behind)]
                     b = order[start + behind : min(start + CHUNK, n - behind) + behind]
-                    apart = np.linalg.norm(thumbs[a].astype(np.float32) - thumbs[b].astype(np.float32), axis=1)
+                    apart = np.linalg.norm(directions[a].astype(np.float32) - directions[b].astype(np.float32), axis=1)
                     np.minimum.at(out, np.maximum(a, b), apart)
         return out
 
@@ -173,10 +180,10 @@ class Checks:
         pass over, and then train rows that are the same image are passed over too."""
         distance, index = np.full(len(pixels), np.inf), np.zeros(len(pixels), dtype=np.int64)
         for variant in _mirrored(pixels, self.flips):
-            queries = thumbnails(variant)
+            queries = self.directions(variant)
             for start in range(0, len(queries), CHUNK):
                 part = slice(start, start + CHUNK)
-                cosine = queries[part] @ self._thumbnails.T
+                cosine = queries[part] @ self._directions.T
                 if own is not None:
                     cosine[own[part] | (cosine > 1 - SAME**2 / 2)] = -np.inf
                 best = cosine.argmax(1)
@@ -244,15 +251,6 @@ class Checks:
             rows = np.flatnonzero(among & (self.targets == c))
             chosen.append(numpy_rng(self.seed, "calibrate", name, c).permutation(rows)[:QUERIES])
         return np.sort(np.concatenate(chosen))
-
-
-def thumbnails(pixels: Tensor) -> np.ndarray:
-    """uint8 (n, c, h, w) -> float32 (n, p): averaged down to 16 pixels at most, centred, of unit norm (zero if constant)."""
-    size = min(THUMBNAIL, pixels.shape[-1])
-    p = pixels.shape[1] * size * size
-    small = [F.adaptive_avg_pool2d(part.float(), size).reshape(-1, p) for part in torch.split(pixels, CHUNK)]
-    flat = torch.cat([*small, torch.empty(0, p)])
-    return np.asarray(F.normalize(flat - flat.mean(1, keepdim=True), eps=1e-3))
 
 
 def _mirrored(pixels: Tensor, flips: str) -> Iterator[Tensor]:

@@ -26,7 +26,9 @@ from pipeline import config
 from pipeline.core import images, work
 from pipeline.core.manifest import SCHEMA, Manifest
 from pipeline.core.seeds import numpy_rng
+from pipeline.encoders.base import LEVELS
 from pipeline.encoders.judges import Judges
+from pipeline.encoders.pixels import Pixels
 from pipeline.validation import fidelity, table
 from pipeline.validation.checks import CHECKS, Checks, Measured, Posterior
 
@@ -64,8 +66,8 @@ def check_pool(
     """Check the shards in folder `pool` and write the three files into `out` and Data Docs into `docs`.
 
     `train` are the real train rows that the judges were fitted on, `val` the real validation rows against which fidelity is
-    measured; `posterior` is one more judge of labels. Where a critical expectation fails, or the pool is empty, no image is
-    checked: the tables are empty.
+    measured; `posterior` is p(y | x) of the family's own model, one more term of label agreement. Where a critical expectation
+    fails, or the pool is empty, no image is checked: the tables are empty.
     Raises LeakError where `train` holds a row that is not train.
     """
     settings, rows = params.validate_, Manifest.read(pool, columns=[n for n in SCHEMA.names if n != "image"])
@@ -77,7 +79,7 @@ def check_pool(
     failures = [r.line() for r in results if not r.success and r.severity == "critical"]
     warnings = [r.line() for r in results if not r.success and r.severity != "critical"]
     if settings.bayes and posterior is None:
-        warnings.append(f"{family} has no p(y | x) of its own: labels are judged by the judges alone")
+        warnings.append(f"{family} has no p(y | x) of its own: label agreement is that of the judges alone")
     unknown = rows.table["sources"].null_count > 0
     if unknown:
         warnings.append("sources unknown: whether these images were made from train rows alone cannot be told")
@@ -95,8 +97,9 @@ def check_pool(
     checked, accepted = CHECKED.empty_table(), IMAGES.empty_table()
     if len(rows) and not failures:
         checks = Checks(
-            train, judges, classes, settings=settings, flips=params.data.flips, seed=params.seed, posterior=posterior
-        )
+            train, judges, Pixels(judges.shape, LEVELS), classes, settings=settings, flips=params.data.flips, seed=params.seed,
+            posterior=posterior,
+        )  # fmt: skip
         warnings += [
             f"class {c}: no judge has an image of it held out, so its distances are held against those of all classes"
             for i, c in enumerate(classes)
@@ -109,7 +112,7 @@ def check_pool(
             )
         targets = rows.targets(classes).numpy()
         seen, form = _measure(pool, checks, classes)
-        seen.values["duplicate"] = checks.duplicates(seen.thumbnails, rows.column("pixel_hash"))
+        seen.values["duplicate"] = checks.duplicates(seen.directions, rows.column("pixel_hash"))
         values: dict[str, np.ndarray] = {n: np.where(form, value, np.nan) for n, value in seen.values.items()}
         values["form"] = form.astype(np.float64)
         passed = np.stack([checks.bands[name].passes(values[name], targets) for name in CHECKS], axis=1)
@@ -202,7 +205,7 @@ def _fidelity(
     checks: Checks, seen: Measured, chosen: dict[str, np.ndarray], targets: np.ndarray, val: Manifest, params: config.Params
 ) -> dict[str, dict[str, Any]]:
     """Fidelity of the rows `chosen`, {prefix: bool (n,)}, against validation rows."""
-    embeddings = checks.judges.embed(val.images()).transpose(1, 0, 2).reshape(len(val), -1)
+    embeddings = checks.judges.look(val.images()).flat
     near = (seen.values["copy"] < checks.typical_near[targets]).astype(np.float64)
     found: dict[str, dict[str, Any]] = {}
     for prefix, rows in chosen.items():

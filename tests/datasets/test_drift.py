@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from helpers.digits_project import ROOT
 from helpers.versions import DIGITS, first, noisy, version
@@ -19,8 +18,10 @@ from pipeline import config
 from pipeline.core.manifest import Manifest
 from pipeline.datasets import drift
 from pipeline.datasets.drift import Sample, two_sample
+from pipeline.encoders.statistics import Statistics
 
 SETTINGS = config.read(ROOT / "params.yaml").drift
+ENCODER = Statistics((1, 8, 8))
 
 
 Compare = Callable[..., dict[str, Any]]
@@ -33,7 +34,7 @@ def compare(tmp_path: Path) -> Compare:
 
     def run(before: dict[str, np.ndarray], after: dict[str, np.ndarray], **settings: Any) -> dict[str, Any]:
         versions = [version(tmp_path / f"{next(made)}", images) for images in (before, after)]
-        return drift.compare(*versions, SETTINGS.model_copy(update=settings), 0)
+        return drift.compare(*versions, SETTINGS.model_copy(update=settings), 0, Statistics(versions[1].shape))
 
     return run
 
@@ -134,14 +135,6 @@ def test_images_of_one_object_are_one_witness() -> None:
     assert alarms["grouped"] <= 12 and alarms["alone"] >= 40
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 8), (3, 16, 16), (3, 33, 33), (1, 64, 64)])
-def test_features_are_finite_for_any_form_and_of_the_image_alone(shape: tuple[int, int, int]) -> None:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8))
-    z = drift.features(pixels)
-    assert z.shape[0] == 7 and np.isfinite(z).all() and z.dtype == np.float64
-    np.testing.assert_allclose(drift.features(pixels[3:4]), z[3:4], atol=1e-6)
-
-
 def test_the_mix_of_classes_has_its_level_and_its_power() -> None:
     rng = np.random.default_rng(0)
     before = np.array([60, 30, 10, 3])
@@ -174,7 +167,7 @@ def test_a_few_more_images_are_no_reason(compare: Compare) -> None:
 def test_false_alarms_on_real_images_are_at_their_level() -> None:
     """At 0.2 over four classes: 150 draws of 20 and 4 digits of a class from one pile."""
     rng = np.random.default_rng(5)
-    piles = [drift.features(torch.from_numpy(own)) for own in DIGITS.values()]
+    piles = [ENCODER.features(own).astype(np.float64) for own in DIGITS.values()]
     came = np.repeat([False, True], [20, 4])
     alarms = 0
     for _ in range(150):
@@ -241,7 +234,7 @@ def test_a_row_that_went_or_changed_its_name_is_a_reason(compare: Compare, tmp_p
     rows = new.train().table
     names = [f"new/{name}" if i == 7 else name for i, name in enumerate(rows["sample_id"].to_pylist())]
     pq.write_table(Manifest(rows).table.set_column(0, rows.schema.field(0), [names]), tmp_path / "b/train.parquet")
-    assert why(drift.compare(old, new, SETTINGS, 0)) == [("gone", None)]
+    assert why(drift.compare(old, new, SETTINGS, 0, ENCODER)) == [("gone", None)]
 
 
 def test_another_form_is_a_reason_and_is_not_compared(compare: Compare) -> None:
@@ -263,5 +256,5 @@ def test_a_group_with_views_on_both_sides_is_no_more_than_one_unit_of_each(tmp_p
     groups = [f"g{i // 10}" for i in range(40)]
     old = version(tmp_path / "a", {"0": DIGITS["0"][:40]}, classes=["0"], groups=groups)
     new = version(tmp_path / "b", {"0": DIGITS["0"][:50]}, classes=["0"], groups=[*groups, *["g3"] * 10])
-    (sample,) = drift._samples(old.train(), new.train().take(np.arange(40, 50)), ["0"], 0)
+    (sample,) = drift._samples(old.train(), new.train().take(np.arange(40, 50)), ["0"], 0, ENCODER)
     assert sample.came.tolist() == [False] * 4 + [True]

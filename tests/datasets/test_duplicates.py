@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.making import picture
-from pipeline.datasets.duplicates import components, equal_pairs, near_pairs, thumbnail
+from pipeline.datasets.duplicates import components, equal_pairs, near_pairs
+from pipeline.encoders.thumbnails import Thumbnails
 
 
 def thumbnails(images: list[np.ndarray]) -> np.ndarray:
-    return np.stack([thumbnail(image).ravel() for image in images])
+    together = np.stack(images)
+    return Thumbnails(together.shape[1:]).features(together).astype(np.uint8)
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -60,8 +62,8 @@ def test_a_small_difference_in_one_place_is_a_difference():
 
 def test_tiny_images_keep_their_own_resolution():
     image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
-    assert np.array_equal(thumbnail(image), image[0])
-    assert thumbnail(np.zeros((3, 100, 100), np.uint8)).shape == (16, 16)
+    assert np.array_equal(thumbnails([image])[0], image.ravel())
+    assert thumbnails([np.zeros((3, 100, 100), np.uint8)]).shape == (1, 256)
 
 
 def test_nothing_to_compare():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.judged import CLASSES, SETTINGS, Digits, manifest
-from pipeline.encoders import judges as features
-from pipeline.encoders.judges import Judges, assign_folds, thin
+from pipeline.encoders import small
+from pipeline.encoders.base import Origin
+from pipeline.encoders.judges import FILE, Judges, assign_folds
+from pipeline.encoders.pixels import Pixels
+from pipeline.encoders.small import Small
 from pipeline.errors import DataError, LeakError
 
 SHORT = SETTINGS.model_copy(update={"steps": 4})
@@ -84,13 +88,13 @@ def test_held_out_rows_are_judged_by_the_judge_that_has_not_seen_them(digits: Di
 
 def test_a_fit_never_sees_its_fold(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = features._fit_one
+    original = Small.fit
 
-    def spy(pixels: torch.Tensor, *rest: object) -> object:
-        seen.append(len(pixels))
-        return original(pixels, *rest)  # type: ignore[arg-type]
+    def spy(images: np.ndarray, *rest: Any, **settings: Any) -> Small:
+        seen.append(len(images))
+        return original(images, *rest, **settings)
 
-    monkeypatch.setattr(features, "_fit_one", spy)
+    monkeypatch.setattr(Small, "fit", spy)
     judges = Judges.fit(digits.train, CLASSES, settings=SHORT, flips="none", seed=0, folder=tmp_path)
     assert seen == [int((judges.folds != k).sum()) for k in range(3)]
     assert max(seen) < len(digits.train)
@@ -100,20 +104,20 @@ def test_a_fit_never_sees_its_fold(digits: Digits, tmp_path: Path, monkeypatch: 
 def test_a_killed_fit_goes_on_to_the_same_weights(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(folder: Path) -> bytes:
         Judges.fit(digits.train, CLASSES, settings=SHORT, flips="horizontal", seed=3, folder=folder)
-        return (folder / features.FILE).read_bytes()
+        return b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
 
     whole = fit(tmp_path / "whole")
-    original = features._fit_one
+    original = Small.fit
 
-    def killed(*arguments: object) -> object:
-        if arguments[-1] == 1:
+    def killed(*arguments: Any, **settings: Any) -> Small:
+        if settings["name"].startswith("judge 2"):
             raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **settings)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(features, "_fit_one", killed)
+        patch.setattr(Small, "fit", killed)
         fit(tmp_path / "killed")
-    (finished,) = (tmp_path / "killed").glob(".judge-*.safetensors")
+    (finished,) = (tmp_path / "killed").glob("judge-*.safetensors")
     before = finished.stat().st_mtime_ns
     assert fit(tmp_path / "killed") == whole
     assert finished.stat().st_mtime_ns == before
@@ -121,19 +125,44 @@ def test_a_killed_fit_goes_on_to_the_same_weights(digits: Digits, tmp_path: Path
 
 def test_judges_see_at_most_32_pixels() -> None:
     pixels = torch.arange(64, dtype=torch.uint8).repeat(2, 3, 64, 1)
-    small = thin(pixels)
-    assert small.shape == (2, 3, 32, 32)
-    assert small[0, 0, 0].tolist()[:3] == [0, 2, 4]  # means 0.5, 2.5, 4.5, rounded half to even
-    assert thin(small) is small
+    seen = small.average_down(pixels, 32)
+    assert seen.shape == (2, 3, 32, 32)
+    assert seen[0, 0, 0].tolist()[:3] == [0, 2, 4]  # means 0.5, 2.5, 4.5, rounded half to even
+    assert small.average_down(seen, 32) is seen
 
 
 def test_shifts_keep_every_image_in_place_of_its_own() -> None:
     pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 8, 8)
-    out = features._augment(pixels, "both", torch.Generator().manual_seed(0))
+    out = small._augment(pixels, "both", torch.Generator().manual_seed(0))
     assert torch.equal(out, pixels)
 
 
+@pytest.mark.parametrize("name", ["statistics", "pixels"])
+def test_judges_rest_on_any_encoder(name: str, digits: Digits, tmp_path: Path) -> None:
+    """On one that is fixed: features are made once, each judge has a head of its own, held-out rows are told as new ones."""
+    settings = SETTINGS.model_copy(update={"encoder": name})
+    judges = Judges.fit(digits.train, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
+    again, pixels = Judges.load(tmp_path), torch.from_numpy(digits.images)
+    said, held = again.look(pixels), again.held_out(digits.train)
+    np.testing.assert_array_equal(said.embeddings, judges.embed(pixels))
+    np.testing.assert_array_equal(said.probabilities, judges.probabilities(pixels))
+    assert np.array_equal(said.embeddings[0], said.embeddings[1])
+    assert not np.array_equal(said.probabilities[0], said.probabilities[1])
+    assert (said.probabilities.mean(0).argmax(1) == digits.targets).mean() > 0.7
+    known, targets = judges.folds >= 0, digits.train.targets(CLASSES).numpy()
+    assert (held.probabilities[known].argmax(1) == targets[known]).mean() > 0.7
+    assert said.flat.shape == (len(pixels), 3 * said.embeddings.shape[2])
+
+
+def test_judges_of_other_weights_are_refused(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SHORT.model_copy(update={"encoder": "pixels"})
+    Judges.fit(digits.train, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
+    monkeypatch.setattr(Pixels, "origin", Origin("other images", "CC0-1.0", "other"))
+    with pytest.raises(DataError, match="other weights of the encoder pixels"):
+        Judges.load(tmp_path)
+
+
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / features.FILE).write_bytes(b"torn")
+    (tmp_path / FILE).write_bytes(b"torn")
     with pytest.raises(DataError, match="judges"):
         Judges.load(tmp_path)

@@ -11,13 +11,16 @@ import torch
 from pipeline import config
 from pipeline.core.images import encode_all, pixel_hash
 from pipeline.core.manifest import Manifest
+from pipeline.encoders.base import LEVELS
 from pipeline.encoders.judges import Judges
+from pipeline.encoders.pixels import Pixels
 
 CLASSES = [str(i) for i in range(10)]
 COUNTS = [40, 30, 24, 20, 16, 12, 8, 6, 4, 3]
 ROOT = Path(__file__).parents[2]
 PARAMS = config.read(ROOT / "params.yaml")
 SETTINGS = PARAMS.judges
+PIXELS = Pixels((1, 8, 8), LEVELS)  # what tells copies of digits
 
 
 def manifest(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import pytest
 
 from helpers.digits_project import ROOT, params
 from helpers.versions import DIGITS, first, noisy, version
-from pipeline.config import Params
+from pipeline.config import Drift, Params, parse
 from pipeline.core.manifest import SCHEMA, Manifest
 from pipeline.core.prepared import Prepared
-from pipeline.errors import DataError, LeakError
+from pipeline.errors import ConfigError, DataError, LeakError
+from pipeline.registry import ENCODERS
 from pipeline.stages import drift, fit, sample
 
 OUT = Path("data/drift")
@@ -191,3 +193,48 @@ def test_a_torn_decision_is_said_and_a_lost_reference_is_fitted_anew() -> None:
         run("b")
     shutil.rmtree(OUT)
     assert run("b")["decision"] == "same" and fitted_on() == "b"
+
+
+# Another encoder
+
+
+def test_an_encoder_of_another_package_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file of the project knows `brightness`: its entry point does."""
+    versions()
+    with pytest.raises(
+        ConfigError, match=r"drift\.encoder='brightness'; expected one of small, statistics, pixels, thumbnails;"
+    ):
+        parse(Drift, params().drift.model_dump() | {"encoder": "brightness"}, "drift")
+    point = EntryPoint("brightness", "helpers.brightness:Brightness", "tailforge.encoders")
+    monkeypatch.setattr(ENCODERS, "outside", {"brightness": point})
+    found = {}
+    for name in ("brightness", "statistics"):
+        shutil.rmtree(OUT, ignore_errors=True)
+        settings = params(drift={**FEW, "encoder": name})
+        run("a", settings)
+        found[name] = run("d", settings)
+        assert found[name]["settings"]["encoder"] == name
+    statistics = [[row["statistic"] for row in one["classes"]] for one in found.values()]
+    assert np.isfinite(statistics).all() and statistics[0] != statistics[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        (
+            "small",
+            "",
+            r"drift\.encoder='small': this encoder learns from train rows; expected .*; set drift\.encoder: statistics",
+        ),
+        ("odd", "collections:Counter", r"encoder odd of collections is <class 'collections.Counter'>; expected a subclass"),
+        ("gone", "collections:Nothing", r"encoder gone of collections cannot be imported"),
+    ],
+)
+def test_what_drift_cannot_ask_for_features_is_one_line(
+    name: str, place: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions()
+    monkeypatch.setattr(ENCODERS, "outside", {name: EntryPoint(name, place, "tailforge.encoders")} if place else {})
+    with pytest.raises(ConfigError, match=message) as caught:
+        run("a", params(drift={**FEW, "encoder": name}))
+    assert "\n" not in str(caught.value) and not OUT.exists()

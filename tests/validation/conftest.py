@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.judged import CLASSES, PARAMS, Digits
+from helpers.judged import CLASSES, PARAMS, PIXELS, Digits
 from pipeline.encoders.judges import Judges
 from pipeline.validation.checks import Checks
 
@@ -21,4 +21,4 @@ def judges(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Judges:
 
 @pytest.fixture(scope="session")
 def checks(digits: Digits, judges: Judges) -> Checks:
-    return Checks(digits.train, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    return Checks(digits.train, judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)

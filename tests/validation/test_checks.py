@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.judged import CLASSES, PARAMS, SETTINGS, Digits, manifest
+from helpers.judged import CLASSES, PARAMS, PIXELS, SETTINGS, Digits, manifest
+from pipeline.encoders.base import LEVELS
 from pipeline.encoders.judges import Judges
+from pipeline.encoders.pixels import Pixels
 from pipeline.errors import DataError, LeakError
-from pipeline.validation.checks import FARTHEST, SAME, Checks, thumbnails
+from pipeline.validation.checks import FARTHEST, SAME, Checks
 
 GATED = ("blank", "copy", "label", "outlier")
 
@@ -68,7 +70,7 @@ def test_blank_looks_at_each_channel_alone(checks: Checks) -> None:
 def test_mirrored_copies_are_found_where_mirroring_keeps_the_label(digits: Digits, judges: Judges) -> None:
     images, targets = digits.train.images().numpy(), digits.train.targets(CLASSES).numpy()
     for flips, mirrored in (("horizontal", images[..., ::-1]), ("both", images[..., ::-1, ::-1])):
-        checks = Checks(digits.train, judges, CLASSES, settings=PARAMS.validate_, flips=flips, seed=0)
+        checks = Checks(digits.train, judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips=flips, seed=0)
         assert failed(checks, mirrored, targets)["copy"].all()
 
 
@@ -77,7 +79,7 @@ def test_duplicates_keep_the_first(checks: Checks, digits: Digits) -> None:
         [digits.images[:200], digits.images[:50], np.clip(digits.images[50:100] + 3.0, 0, 255).astype(np.uint8)]
     )
     hashes = np.array([str(i) for i in range(200)] + [str(i) for i in range(50)] + [f"x{i}" for i in range(50)])
-    distance = checks.duplicates(thumbnails(torch.from_numpy(images)).astype(np.float16), hashes)
+    distance = checks.duplicates(checks.directions(torch.from_numpy(images)).astype(np.float16), hashes)
     assert (distance[200:250] == 0).all()
     assert (distance[250:] < 2 * SAME).mean() > 0.95
     assert (distance[:200] > checks.bands["copy"].low.max()).all()
@@ -94,7 +96,7 @@ def test_the_search_for_duplicates_finds_all_near_ones(checks: Checks) -> None:
     assert (distance[1500:] < 0.2).mean() > 0.97
 
 
-def test_a_verdict_does_not_depend_on_the_company(checks: Checks, digits: Digits) -> None:
+def test_what_is_measured_does_not_depend_on_the_company(checks: Checks, digits: Digits) -> None:
     pixels, targets = torch.from_numpy(digits.images[:60]), digits.targets[:60]
     whole, part = checks.measure(pixels, targets), checks.measure(pixels[40:], targets[40:])
     for name in GATED:
@@ -128,17 +130,17 @@ def test_the_outlier_threshold_of_a_rare_class_is_that_of_few_references(checks:
 
 def test_calibration_refuses_other_rows(digits: Digits, judges: Judges) -> None:
     with pytest.raises(DataError, match="other train rows"):
-        Checks(digits.val, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+        Checks(digits.val, judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
     leaking = digits.train.table.set_column(3, "split", [["test"] + ["train"] * (len(digits.train) - 1)])
     with pytest.raises(LeakError):
-        Checks(type(digits.train)(leaking), judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+        Checks(type(digits.train)(leaking), judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
 
 
 def test_real_duplicates_in_train_do_not_let_copies_pass(digits: Digits, tmp_path: Path) -> None:
     images = np.repeat(digits.train.images().numpy(), 2, axis=0)
     rows = manifest(images, list(np.repeat(digits.train.column("label"), 2)), "twice")
     judges = Judges.fit(rows, CLASSES, settings=SETTINGS.model_copy(update={"steps": 2}), flips="none", seed=0, folder=tmp_path)
-    checks = Checks(rows, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    checks = Checks(rows, judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
     assert failed(checks, images, rows.targets(CLASSES).numpy())["copy"].all()
     assert (checks.bands["copy"].low > 3 * SAME).all()
 
@@ -162,7 +164,7 @@ def test_mnist_with_its_long_tail(tmp_path: Path) -> None:
     rows = manifest(images[train], [CLASSES[c] for c in labels[train]], "train")
     settings = SETTINGS.model_copy(update={"steps": 250, "batch_images": 32})
     judges = Judges.fit(rows, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
-    checks = Checks(rows, judges, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    checks = Checks(rows, judges, Pixels(judges.shape, LEVELS), CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
     targets = labels[rest].astype(np.int64)
     assert failed(checks, images[rest], targets)["any"].mean() < 0.08
     assert failed(checks, images[rest], (targets + 1) % 10)["any"].mean() > 0.7

@@ -96,7 +96,7 @@ def test_class_names_stay_inert_in_the_pages(pool: Manifest, digits: Digits, tmp
     assert "<script>alert(1)</script>" not in pages
 
 
-def test_odd_class_names_are_judged_by_their_own_name(pool: Manifest, digits: Digits, tmp_path: Path) -> None:
+def test_odd_class_names_are_checked_by_their_own_name(pool: Manifest, digits: Digits, tmp_path: Path) -> None:
     odd = "a & <b> 'c'"
     rows = changed(changed(pool, "label", odd), "sample_id", "<i>7</i>")
     known = table.validate(
