@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.contracts_settings import SETTINGS, digits
-from pipeline.core.seeds import torch_stream
+from pipeline.core.seeds import noise, torch_stream
 from pipeline.errors import ConfigError
 from pipeline.generators import stylegan2
 from pipeline.generators.shared import adversarial
@@ -82,7 +82,7 @@ def test_without_truncation_all_is_as_it_was_and_with_it_whole_the_average_remai
             nn.init.zeros_(layer.strength)  # noise inputs are not truncated
     generator = plain.generator
     with torch.no_grad():
-        drawn = stylegan2.noise(seeds, (generator.draws,))
+        drawn = noise(seeds, (generator.draws,))
         z, noises = drawn.tensor_split([generator.latent], dim=1)
         styles = generator.mapping(z, labels)[:, None].expand(-1, generator.layers, -1)
         torch.testing.assert_close(plain.sample(labels, seeds), generator.synthesis(styles, noises))
