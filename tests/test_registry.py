@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from pipeline import registry
 from pipeline.errors import ConfigError
-from pipeline.registry import Registry
+from pipeline.registry import GENERATORS, Registry
 
 GROUP = "tailforge.things"
 
@@ -55,3 +56,33 @@ def test_names_are_known_without_torch() -> None:
 
     code = "import sys; from pipeline.registry import GENERATORS; GENERATORS.names; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_name_that_could_be_no_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"thing '\.\./up' of collections; expected a name of letters"):
+        _ = things(monkeypatch, ("../up", "collections:OrderedDict")).names
+
+
+def test_the_code_of_another_package_is_hashed_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "hashed_package"
+    (package / "__pycache__").mkdir(parents=True)
+    for name in ("__init__", "thing", "other"):
+        (package / f"{name}.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = things(monkeypatch, ("theirs", "hashed_package.thing:Thing"))
+    first = found.code("theirs")
+    (package / "__pycache__/thing.pyc").write_bytes(b"compiled")
+    assert found.code("theirs") == first
+    (package / "other.py").write_text("# another version\n")
+    assert found.code("theirs") != first
+    for file in package.glob("*.py"):
+        file.unlink()
+    (package / "__pycache__/thing.pyc").unlink()
+    (package / "__pycache__").rmdir()
+    package.rmdir()
+    with pytest.raises(ConfigError, match="theirs of hashed_package.thing cannot be imported"):
+        found.code("theirs")
+
+
+def test_the_code_of_one_of_ours_is_its_module() -> None:
+    assert len({GENERATORS.code(name) for name in GENERATORS.ours}) == len(GENERATORS.ours)

@@ -125,7 +125,7 @@ def test_a_familys_parameter_reruns_that_family_and_what_follows(
     settings.write_text(text.replace("shrinkage: 0.2", "shrinkage: 0.9"))
     ran = stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
     assert ran == {f"{verb}@naive" for verb in ("fit", "sample", "validate", "measure", "train_synthetic")} | {
-        "train_ensemble", "evaluate", "report",
+        "settings", "train_ensemble", "evaluate", "report",
     }  # fmt: skip
     after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert all(before[name] == after[name] for name in before if name not in ran)
@@ -139,7 +139,8 @@ def test_another_engine_reruns_nothing_and_gives_the_same_bytes(
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     before = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     spread = ["-S", "engine.workers=2"]
-    command(*MAIN, "run", "--no-release", *spread, cwd=folder, PYTHONPATH="")
+    first = command(*MAIN, "run", "--no-release", *spread, cwd=folder, PYTHONPATH="")
+    assert stages_that_ran(first.stderr) == {"settings"}  # with the same result
     assert command("dvc", "status", "--json", cwd=folder).stdout.strip() == "{}"
     forced = ["--force", "sample@naive", "--force", "train_real"]
     again = command(*MAIN, "run", "--no-release", *forced, *spread, cwd=folder, PYTHONPATH="")
@@ -159,9 +160,44 @@ def test_editing_a_familys_file_reruns_that_family_alone(
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     with open(folder / "pipeline/generators/naive.py", "a") as file:
         file.write("\n# edited\n")
-    changed = set(json.loads(command("dvc", "status", "--json", cwd=folder).stdout))
+    ran = stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout)
     # evaluate asks every family for its traits
-    assert changed == {"fit@naive", "sample@naive", "validate@naive", "measure@naive", "evaluate"}
+    assert ran == {"settings", "fit@naive", "sample@naive", "validate@naive", "measure@naive", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "old", "new", "reruns"),
+    [
+        ("  tail: ", "pipeline/config.py", "tail: Share = 0.34", "tail: Share = 0.5", {
+            "measure@naive", "measure@flow_matching",
+        }),
+        ("  bandwidth: ", "pipeline/generators/naive.py", "] = 0.3", "] = 0.4", {
+            "fit@naive", "sample@naive", "validate@naive", "measure@naive",
+        }),
+    ],
+    ids=["shared", "of a family"],
+)  # fmt: skip
+def test_a_changed_default_reruns_what_it_touches(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    command: Command,
+    tmp_path: Path,
+    line: str,
+    file: str,
+    old: str,
+    new: str,
+    reruns: set[str],
+) -> None:
+    """Where params.yaml does not say the value; that it does not reruns nothing by itself."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    shown = (folder / "params.yaml").read_text().splitlines(keepends=True)
+    (folder / "params.yaml").write_text("".join(other for other in shown if not other.startswith(line)))
+    assert len((folder / "params.yaml").read_text().splitlines()) == len(shown) - 1
+    assert stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout) == {"settings"}
+    text = (folder / file).read_text()
+    assert text.count(old) == 1
+    (folder / file).write_text(text.replace(old, new))
+    ran = stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout)
+    assert ran == reruns | {"settings", "evaluate", "report"}
 
 
 def test_families_are_compared_without_a_change_to_the_project(
@@ -185,7 +221,7 @@ def test_families_are_compared_without_a_change_to_the_project(
     assert command("dvc", "status", "--json", cwd=folder).stdout.strip() == "{}"
     again = command(*MAIN, "bakeoff", "naive", "--json", "--out", tmp_path, "-S", "data.image_size=9", cwd=folder)
     assert [row["family"] for row in json.loads(again.stdout)] == ["naive"]
-    assert stages_that_ran(again.stderr) <= {"prepare"}  # which is told of the families, and makes the same of it
+    assert stages_that_ran(again.stderr) <= {"settings", "prepare"}  # which is told of the families, and makes the same of it
 
 
 def test_a_generator_classifies_beside_the_classifier(
@@ -222,7 +258,7 @@ def test_an_experiment_with_other_settings(
 ) -> None:
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     done = command("dvc", "exp", "run", "--name", "other", "-S", "evaluate.bootstrap=150", cwd=folder)
-    assert stages_that_ran(done.stdout) == {"measure@naive", "measure@flow_matching", "evaluate", "report"}
+    assert stages_that_ran(done.stdout) == {"settings", "measure@naive", "measure@flow_matching", "evaluate", "report"}
     assert "other" in command("dvc", "exp", "list", "--name-only", cwd=folder).stdout.split()
 
 
