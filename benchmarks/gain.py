@@ -6,7 +6,7 @@ validation rows; the stage `evaluate` of this benchmark alone opens the test row
 
     benchmarks/results/gain.csv          dataset, arm, seed, metric, value
     benchmarks/results/gain_summary.csv  dataset, metric, baseline, estimate, low, high: `synthetic` minus that arm, and
-                                         what it is worth in real images a class, with the last point of the learning curve
+                                         the equivalent real images a class, with the last point of the learning curve
     docs/benchmarks.md                   the tables
 
 `digits@1` is digits once more with seed 1 for everything, scarcity and splits too where the data leave them open: a rerun, to
@@ -36,7 +36,8 @@ from typing import Any
 from pipeline.config import REAL_ARMS
 from pipeline.core import work
 from pipeline.errors import InputError, TailforgeError
-from pipeline.report import words
+from pipeline.metrics.standard import BalancedAccuracy
+from pipeline.report import numbers, words
 from tailforge import project, settings
 
 PLACE, RESULTS, PAGE = Path(".tailforge/bench"), Path("benchmarks/results"), Path("docs/benchmarks.md")
@@ -46,8 +47,11 @@ SUMMARY = (
     "machine",
 )  # fmt: skip
 TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
-WORTH, CURVE_END = "equivalent_real_images_per_class", "equivalent_curve_end"  # a worth at the curve's end is one beyond it
-COMMON = {"arms.seeds": 5, "arms.null_controls": True}
+# Where the equivalent is the curve's end, it is more than that.
+EQUIVALENT, CURVE_END = "equivalent_real_images_per_class", "equivalent_curve_end"
+METRIC = BalancedAccuracy  # decides in all of these projects
+TITLE = words.capital(METRIC.title)
+COMMON = {"evaluate.metric": METRIC.name, "arms.seeds": 5, "arms.null_controls": True}
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def rows(name: str, place: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
     if found := metrics.get("equivalent_real_images"):
         ends = {"estimate": found["real_images_per_class"], "low": found["low"], "high": found["high"]}
         last = dict.fromkeys(ends, found["curve"][-1][0])
-        summary += [of_all | {"metric": WORTH} | ends, of_all | {"metric": CURVE_END} | last]
+        summary += [of_all | {"metric": EQUIVALENT} | ends, of_all | {"metric": CURVE_END} | last]
     return gains, summary
 
 
@@ -185,14 +189,14 @@ def merged(file: Path, columns: Sequence[str], new: Iterable[Mapping[str, Any]])
     return fresh
 
 
-HEAD = """# What synthetic images are worth
+HEAD = f"""# What synthetic images are worth
 
-Written by `make bench-gain`; all figures: benchmarks/results. Balanced accuracy on the real test rows, mean of five seeds. The
-gain is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups. Worth is
-how many more real images of each class the best real-only arm needs to score as `synthetic` does ([how](evaluation.md)).
+Written by `make bench-gain`; all figures: benchmarks/results. {TITLE} on the real test rows, mean of five seeds. The gain
+is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups. Real
+images: how many more of each class the best real-only arm needs to score as `synthetic` does ([how](evaluation.md)).
 `cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images a classifier, in which transforms do not pay yet.
 
-| data | verdict | best real-only arm | generator, fraction, labels | gain, points | tail recall, points | worth in images |
+| data | verdict | best real-only arm | generator, fraction, labels | gain, points | tail recall, points | real images |
 |---|---|---|---|---|---|---|"""
 
 
@@ -201,18 +205,18 @@ def page(gains: Sequence[Mapping[str, str]], summary: Sequence[Mapping[str, str]
     lines = [HEAD]
     for name in dict.fromkeys(row["dataset"] for row in summary):
         mine = {row["metric"]: row for row in summary if row["dataset"] == name}
-        first = mine["balanced_accuracy"]
+        first = mine[METRIC.name]
         chosen = f"{first['generator']}, {float(first['synthetic_fraction']):g}, {first['labels']}"
         cells = [name, f"**{first['verdict']}**", first["baseline"], chosen]
-        cells += [_points(mine.get(metric)) for metric in ("balanced_accuracy", "tail_recall")]
-        cells.append(_images(mine.get(WORTH), mine.get(CURVE_END)))
+        cells += [_points(mine.get(metric)) for metric in (METRIC.name, "tail_recall")]
+        cells.append(_images(mine.get(EQUIVALENT), mine.get(CURVE_END)))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += _reruns({row["dataset"]: row for row in summary if row["metric"] == "balanced_accuracy"})
+    lines += _reruns({row["dataset"]: row for row in summary if row["metric"] == METRIC.name})
     for name in dict.fromkeys(row["dataset"] for row in gains):
-        lines += [f"\n## {name}\n", "| arm | balanced accuracy | each seed |", "|---|---|---|"]
+        lines += [f"\n## {name}\n", f"| arm | {METRIC.title} | each seed |", "|---|---|---|"]
         scores: dict[str, list[float]] = {}
         for row in gains:
-            if row["dataset"] == name and row["metric"] == "balanced_accuracy":
+            if row["dataset"] == name and row["metric"] == METRIC.name:
                 scores.setdefault(row["arm"], []).append(float(row["value"]))
         for arm, values in sorted(scores.items(), key=lambda item: -sum(item[1])):
             lines.append(f"| {arm} | {sum(values) / len(values):.3f} | {' '.join(f'{value:.3f}' for value in values)} |")
@@ -230,17 +234,14 @@ def _reruns(gains: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _points(row: Mapping[str, str] | None) -> str:
-    if row is None:
-        return "–"
-    estimate, low, high = (100 * float(row[key]) for key in ("estimate", "low", "high"))
-    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return numbers.in_points(row and {key: float(row[key]) for key in ("estimate", "low", "high")})
 
 
 def _images(row: Mapping[str, str] | None, last: Mapping[str, str] | None) -> str:
     if row is None or last is None:
         return "–"
     end, values = float(last["estimate"]), (float(row[key]) for key in ("estimate", "low", "high"))
-    about, low, high = (f"{'> ' if value >= end else ''}{words.images(value)}" for value in values)
+    about, low, high = (f"{'> ' if value >= end else ''}{numbers.images(value)}" for value in values)
     return f"{about} [{low}, {high}]"
 
 

@@ -27,8 +27,8 @@ from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
 from pipeline.errors import InputError, TailforgeError
 from pipeline.evaluation.intervals import interval, resample
-from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.verdict import verdict
+from pipeline.metrics.predictions import Predictions
 
 RUNS, PAIRS = 40, 1000
 
@@ -50,11 +50,13 @@ def verdicts(name: str) -> dict[str, object]:
     images = torch.from_numpy(shared.val_images)
     resamples = resample(shared.val_targets, val.column("group"), n_seeds=n, n=params.evaluate.bootstrap, seed=params.seed)
     predicted = Predictions(np.stack([train.predict(train.load(run.file), images) for run in runs]), shared.val_targets)
-    accuracy = predicted.balanced_accuracy(resamples.weights)  # (R + 1, RUNS)
+    metric = shared.metric
+    values = metric.resample(predicted, resamples.weights)  # (R + 1, RUNS)
     drawn, r = collections.Counter[str](), numpy_rng(params.seed, "null")
     for _ in range(PAIRS):
         a, b = r.permutation(RUNS)[: 2 * n].reshape(2, n)
-        drawn[verdict(interval(accuracy[:, a] - accuracy[:, b], resamples.seeds, params.evaluate.confidence))] += 1
+        gain = interval(values[:, a] - values[:, b], resamples.seeds, params.evaluate.confidence)
+        drawn[verdict(gain, metric)] += 1
     return {
         "dataset": name,
         "arm": best.name,

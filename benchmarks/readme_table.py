@@ -10,30 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import marks
+from pipeline.metrics.registry import primary
+from pipeline.report import numbers, words
 
 MARK = "results: written by `make readme`"
 
 
-def interval(value: dict[str, float] | None, scale: float = 1.0, form: str = ".3f") -> str:
-    """`estimate [low, high]`, or a dash where the metric is not defined."""
-    return (
-        "–" if value is None else "{} [{}, {}]".format(*(format(value[k] * scale, form) for k in ("estimate", "low", "high")))
-    )
-
-
 def table(metrics: dict[str, Any]) -> str:
     """The verdict and the arms as Markdown."""
-    lines = ["| arm | balanced accuracy | tail recall | macro F1 |", "|---|---|---|---|"]
+    decides = primary(metrics)
+    shown = list(dict.fromkeys([decides, "tail_recall", "macro_f1"]))
+    lines = [f"| arm | {' | '.join(map(words.metric, shown))} |", "|---" * (1 + len(shown)) + "|"]
     rows = [(name, values) for name, values in metrics["arms"].items()]
     rows += [(f"{name} (scikit-learn)", values) for name, values in metrics.get("reference", {}).items()]
     for name, values in rows:
-        cells = " | ".join(interval(values.get(m)) for m in ("balanced_accuracy", "tail_recall", "macro_f1"))
+        cells = " | ".join(numbers.score(values.get(m)) for m in shown)
         mark = " ← best real-only on validation" if name == metrics["baseline"] else ""
         lines.append(f"| {name}{mark} | {cells} |")
     gain = metrics["gain"]
-    points = {m: interval(gain.get(m), 100, "+.1f") for m in ("balanced_accuracy", "tail_recall")}
+    points = {m: numbers.in_points(gain.get(m)) for m in dict.fromkeys([decides, "tail_recall"])}
     verdict = f"Verdict **{metrics['verdict']}**: `synthetic` minus `{metrics['baseline']}`, in points: " + ", ".join(
-        f"{m.replace('_', ' ')} {text}" for m, text in points.items()
+        f"{words.metric(m)} {text}" for m, text in points.items()
     )
     return "\n".join([*lines, "", verdict + "."])
 

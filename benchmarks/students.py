@@ -18,7 +18,7 @@ from benchmarks import marks
 from benchmarks.gain import PLACE
 from pipeline import config
 from pipeline.arms import Arm, TrainingData, TrainingPlan, accepted_rows, recipe_of, synthetic_arms
-from pipeline.classifier import teaching, train
+from pipeline.classifier import teaching
 from pipeline.classifier.choice import RealChoice
 from pipeline.classifier.packed import Campaign, Run, runs_of, scores_of, train_all
 from pipeline.config import ENSEMBLE, SELF_DISTILLATION
@@ -55,6 +55,7 @@ def table(name: str, place: Path) -> str:
     teacher = runs_of(Arm(name_of, recipe), range(params.arms.seeds), real / name_of)
     shared = teaching.taught(Campaign.of(params, data, pool, accepted), teacher)
     plain = _unaugmented(shared, teacher)
+    metric = shared.metric
 
     plans: dict[str, tuple[Campaign, Arm]] = {f"`{name_of}` itself, real images alone": (shared, teacher[0].arm)}
     hard, soft = (synthetic_arms(recipe, synthetic_fraction=0.5, labels=labels) for labels in ("hard", "soft"))
@@ -71,7 +72,7 @@ def table(name: str, place: Path) -> str:
             plans[f"`self_distillation` and {fraction} synthetic, {labels}"] = shared, beside["synthetic"]
 
     lines = [f"{name}: {params.classifier.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
-    lines += ["| plan | balanced accuracy | d, points |", "|---|---|---|"]
+    lines += [f"| plan | {metric.title} | d, points |", "|---|---|---|"]
     base: np.ndarray | None = None
     for i, (words, (campaign, arm)) in enumerate(plans.items()):
         mine = runs_of(arm, SEEDS, folder / f"{i}-{arm.name}")
@@ -81,7 +82,7 @@ def table(name: str, place: Path) -> str:
         d = 100 * (scores - base)
         error = f"{d.mean():+.1f} ± {d.std(ddof=1) / np.sqrt(len(d)):.1f}" if i else ""
         lines.append(f"| {words} | {scores.mean():.3f} | {error} |")
-    together = train.balanced_accuracy(teaching.soft_labels(teacher, shared.val_images), shared.val_targets)
+    together = metric.score(teaching.soft_labels(teacher, shared.val_images), shared.val_targets)
     return "\n".join([*lines, f"| the teacher, {len(teacher)} runs together | {together:.3f} | |"])
 
 

@@ -25,8 +25,6 @@ from prefect.states import Failed
 
 from flows import dvc, images, server, workers
 
-METRICS = ("balanced_accuracy", "tail_recall")
-
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def reproduce(stage: str, outcomes: Iterator[dvc.Outcome]) -> dvc.Outcome | State[Any]:
@@ -90,7 +88,8 @@ def _here(project: Path, stages: list[str], force: Sequence[str], outcomes: dict
 def publish(project: Path) -> None:
     """Show metrics.json in Prefect: the arms as a table, the verdict as text."""
     metrics: dict[str, Any] = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
-    rows = [{"arm": arm, **{m: interval(values.get(m)) for m in METRICS}} for arm, values in metrics["arms"].items()]
+    names = dict.fromkeys(name for values in metrics["arms"].values() for name in values)
+    rows = [{"arm": arm, **{m: interval(values.get(m)) for m in names}} for arm, values in metrics["arms"].items()]
     create_table_artifact(rows, key="arms", description="Each arm on the real test set")
     gains = "\n".join(f"- {name}: {interval(value, sign=True)}" for name, value in metrics["gain"].items())
     report = (project / "report" / "index.html").absolute()

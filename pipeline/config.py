@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
-from pipeline.registry import ENCODERS, GENERATORS, Registry
+from pipeline.registry import ENCODERS, GENERATORS, METRICS, Registry
 
 ENSEMBLE = "ensemble"  # the accepted images of all generators, pooled
 SELF_DISTILLATION = "self_distillation"  # the student of the best of the other real-only arms
@@ -269,6 +269,8 @@ class Arms(Section):
 
 
 class Evaluate(Section):
+    metric: Annotated[str, _named(METRICS)] = "balanced_accuracy"
+    """what decides: choices on validation rows, and the verdict on test rows"""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """of all intervals"""
     bootstrap: Annotated[int, Field(ge=100)] = 2000

@@ -145,3 +145,14 @@ ENCODERS = Registry(
         "thumbnails": "pipeline.encoders.thumbnails:Thumbnails",
     },
 )
+
+METRICS = Registry(
+    "tailforge.metrics",
+    "metric",
+    {
+        "balanced_accuracy": "pipeline.metrics.standard:BalancedAccuracy",
+        "macro_f1": "pipeline.metrics.standard:MacroF1",
+        "worst_class_recall": "pipeline.metrics.standard:WorstClassRecall",
+        "average_precision": "pipeline.metrics.standard:AveragePrecision",
+    },
+)

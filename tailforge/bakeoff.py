@@ -55,7 +55,7 @@ def run(folder: Path, families: Sequence[str], overrides: Sequence[str], out: Pa
     dataset = name or _name(params)
     failed = _reproduce(place, params.generators)
     rows = [scoreboard.row(dataset, family, place, failed.get(family)) for family in params.generators]
-    rows.sort(key=lambda row: -float(row["cas"] or -1))
+    rows.sort(key=scoreboard.merit, reverse=True)
     for family in params.generators:
         if family not in failed:
             scoreboard.picture(place, family, out / "bakeoff" / f"{dataset}-{family}.png")

@@ -21,6 +21,7 @@ from pipeline.core.prepared import Prepared
 from pipeline.datasets import decode
 from pipeline.errors import ConfigError, InputError
 from pipeline.generators import bayes, registry
+from pipeline.metrics.registry import named
 from pipeline.registry import GENERATORS
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -70,9 +71,10 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
             for row in found
         ]
     else:
-        found = {name: train.balanced_accuracy(p, targets) for name, p in predictions.items()}
+        metric = named(params.evaluate.metric)
+        found = {name: metric.score(p, targets) for name, p in predictions.items()}
         both = float((predictions[family].argmax(1) == predictions[best].argmax(1)).mean())
-        lines = [f"balanced accuracy on {len(targets)} validation images"]
+        lines = [f"{metric.title} on {len(targets)} validation images"]
         lines += [f"{name:30} {value:.3f}" for name, value in found.items()]
         lines.append(f"they agree on {both:.0%} of the images")
         found |= {"agreement": both, "n": len(targets)}

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import export
-from tailforge import project, releases, running
+from pipeline.metrics.registry import primary
+from pipeline.report import numbers, words
+from tailforge import project, releases, tables
 from tailforge.releases import Release
 
 Rows = dict[str, dict[str, str]]  # {class: {sample_id: pixel_hash}}
@@ -52,19 +54,20 @@ def text(found: dict[str, Any]) -> str:
     """`difference` as tables."""
     names = [found[end]["name"] for end in ("from", "to")]
     total: Counter[str] = Counter()
-    for numbers in found["classes"].values():
-        total.update(numbers)
+    for counts in found["classes"].values():
+        total.update(counts)
     rows = [("class", *names, "kept", "out", "in", "renamed", "redrawn")]
-    for label, numbers in [*found["classes"].items(), ("all", total)]:
-        own = {key: str(numbers[key]) for key in ("from", "to", "kept", "out", "in", "renamed", "redrawn")}
+    for label, counts in [*found["classes"].items(), ("all", total)]:
+        own = {key: str(counts[key]) for key in ("from", "to", "kept", "out", "in", "renamed", "redrawn")}
         rows.append((releases.plain(label), own["from"], own["to"], own["kept"], *_signed(own), own["renamed"], own["redrawn"]))
-    lines = [running.table(rows), ""]
-    for metric, name in running.METRICS.items():
+    lines = [tables.table(rows), ""]
+    for metric in tables.shown(found["from"], found["to"]):
         arms = [(arm, values[metric]) for arm, values in found["metrics"].items() if metric in values]
-        lines += [running.table([(name, *names), *((arm, *map(running.interval, both.values())) for arm, both in arms)]), ""]
+        head = (releases.plain(words.metric(metric)), *names)
+        lines += [tables.table([head, *((arm, *map(numbers.score, both.values())) for arm, both in arms)]), ""]
     for end in ("from", "to"):
         one = found[end]
-        gain = running.interval(one["gain"].get("balanced_accuracy"), "+")
+        gain = numbers.difference(one["gain"].get(primary(one)))
         lines.append(f"{one['name']}: {one['verdict']}, {one['generator']} over {one['baseline']} by {gain}")
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """release.json and metrics.json of a commit, which others may have written: read as what a release needs, or refused.
 
 What is read here is safe to format and to look up: numbers are numbers, hashes are hashes (a file of DVC's cache is found by
-one), names are one line each. Class names may be anything (`releases.plain`). Other keys stay as they are.
+one), names are one line each. Class names may be anything (`releases.plain`). Other keys stay as they are. What older versions
+wrote is read in today's words (tailforge/older.py).
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from pipeline.config import ENSEMBLE
 from pipeline.errors import DataError
+from pipeline.metrics.registry import primary
+from tailforge import older
 
 POOLS, CHECKED = "data/pools/", "data/checked/"
 MOST = 10**9  # of a version, images of a class
@@ -38,15 +42,7 @@ class _Interval(_Read):
     high: float
 
 
-class _Metrics(_Read):
-    """Of an arm; what has no value is null or absent."""
-
-    balanced_accuracy: _Interval | None = None
-    tail_recall: _Interval | None = None
-
-
-class _Gain(_Metrics):
-    balanced_accuracy: _Interval
+_Metrics = dict[Name, _Interval | None]  # what has no value is null or absent
 
 
 class _Counts(_Read):
@@ -57,19 +53,27 @@ class _Counts(_Read):
 class Measured(_Read):
     """metrics.json, as far as a release shows it."""
 
+    metric: Name = primary({})
     arms: dict[Name, _Metrics] = {}
 
 
-class Judged(_Read):
-    """metrics.json, as far as a release is made of it."""
+class Decided(_Read):
+    """metrics.json, as far as a release is made of it: with a gain in the metric that decided."""
 
+    metric: Name = primary({})
     verdict: Name
     generator: Name
     baseline: Name
-    gain: _Gain
+    gain: _Metrics
+
+    @model_validator(mode="after")
+    def _decided(self) -> Decided:
+        if self.gain.get(self.metric) is None:
+            raise ValueError(f"no gain in {self.metric}")
+        return self
 
 
-class Record(Judged):
+class Record(Decided):
     """release.json: with {generator: {class: {made, accepted}}} and {path of a result: its hash}."""
 
     version: Annotated[int, Field(ge=1, lt=MOST)]
@@ -88,14 +92,17 @@ class Record(Judged):
 def read(form: type[BaseModel], text: str, wrong: str) -> dict[str, Any]:
     """JSON text of this form. Raises DataError, which begins with `wrong`."""
     try:
-        return form.model_validate_json(text).model_dump(exclude_unset=True)
+        found = from_json(text)
+        return form.model_validate(older.record(found) if isinstance(found, dict) else found).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(key) for key in first["loc"])
-        raise DataError(
-            f"{wrong} ({_short(f'{place}: ' if place else '')}{_short(first['msg'])})",
-            expected="the file that `tailforge release` committed", remedy="`git log` says who changed it",
-        ) from None  # fmt: skip
+        why = f"{_short(f'{place}: ' if place else '')}{_short(first['msg'])}"
+    except ValueError as error:
+        why = _short(f"Invalid JSON: {error}")
+    raise DataError(
+        f"{wrong} ({why})", expected="the file that `tailforge release` committed", remedy="`git log` says who changed it"
+    )
 
 
 def _short(text: str) -> str:

@@ -27,7 +27,9 @@ from pipeline.config import ENSEMBLE
 from pipeline.core import work
 from pipeline.datasets import export
 from pipeline.errors import DataError, InputError
-from tailforge import project, records, running, tags
+from pipeline.metrics.registry import primary, title
+from pipeline.report import numbers
+from tailforge import project, records, tables, tags
 from tailforge.records import CHECKED, POOLS
 
 RECORD, CHANGES = "release.json", "CHANGELOG.md"
@@ -98,10 +100,11 @@ def make(folder: Path, *, push: bool = False, say: Callable[[str], object] = lam
             return same[0], False
         version = 1 + max(tags.read(folder).versions, default=0)
         text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
-        metrics = records.read(records.Judged, text, f"{METRICS} holds no verdict")
+        metrics = records.read(records.Decided, text, f"{METRICS} holds no verdict")
         record = {
             "version": version,
             "tailforge": version_of("tailforge"),
+            "metric": primary(metrics),
             **{key: metrics[key] for key in ("verdict", "generator", "baseline", "gain")},
             "classes": _counted(folder, outs),
             "outs": outs,
@@ -188,14 +191,14 @@ def pull(
 
 def line(record: dict[str, Any], date: str) -> str:
     """What CHANGELOG.md says of a release."""
-    gain, images = record["gain"]["balanced_accuracy"], _images(record)
-    points = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gain[key] for key in ("estimate", "low", "high")))
+    metric, images = primary(record), _images(record)
+    points = numbers.in_points(record["gain"][metric])
     counts = ", ".join(f"{re.sub(MARKUP, _ESCAPED, plain(label))} {n}" for label, n in images.items())
     pools = ", ".join(f"{name} {record['outs'][POOLS + name]}" for name in _generators(record))
     promoted = ", promoted" if record["verdict"] == "gain" else ""
     return (
         f"- v{record['version']} ({date}, {record['verdict']}{promoted}): {sum(images.values())} images of "
-        f"{record['generator']} ({counts}); balanced accuracy {points} points over {record['baseline']}; pool {pools}"
+        f"{record['generator']} ({counts}); {plain(title(metric))} {points} points over {record['baseline']}; pool {pools}"
     )
 
 
@@ -203,13 +206,14 @@ def table(known: Sequence[Release]) -> str:
     """The releases as columns of text."""
     if not known:
         return "no release yet: `tailforge release` makes one of what `tailforge run` has made"
-    rows = [("release", "date", "verdict", "in use", "images", "gain in balanced accuracy", "pool")]
+    rows = [("release", "date", "verdict", "in use", "images", "gain", "pool")]
     for release in known:
-        gain = running.interval(release.record["gain"]["balanced_accuracy"], "+")
+        metric = primary(release.record)
+        gain = f"{plain(title(metric))} {numbers.difference(release.record['gain'][metric])}"
         pools = " ".join(md5[:12] for md5 in release.pools.values())
         prod, images = "prod" if release.prod else "-", str(sum(release.images.values()))
         rows.append((release.name, release.date[:10], release.record["verdict"], prod, images, gain, pools))
-    return running.table(rows)
+    return tables.table(rows)
 
 
 def told(release: Release, new: bool) -> str:

@@ -18,10 +18,9 @@ from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
 from pipeline.registry import GENERATORS
-from pipeline.report import words
-from tailforge import mounts, project, settings
+from pipeline.report import numbers, words
+from tailforge import mounts, project, settings, tables
 
-METRICS = {"balanced_accuracy": "balanced accuracy", "tail_recall": "tail recall"}
 SETTINGS = "settings"  # the stage that resolves params.yaml
 FLOW_GRACE = dvc.GRACE + 20.0  # seconds: a stage's own, and those in which Prefect notes how the flow ended
 
@@ -156,25 +155,13 @@ def _flow(folder: Path, force: Sequence[str], lock: int) -> None:
 
 def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     """The arms as a table, then verdict, gain and the report's path."""
-    rows = [("arm", *METRICS.values())]
-    rows += [(arm, *(interval(values.get(m)) for m in METRICS)) for arm, values in metrics["arms"].items()]
-    print(table(rows), file=out)
-    gains = ", ".join(f"{name} {interval(metrics['gain'].get(m), '+')}" for m, name in METRICS.items())
+    names = {name: words.metric(name) for name in tables.shown(metrics)}
+    rows = [("arm", *names.values())]
+    rows += [(arm, *(numbers.score(values.get(m)) for m in names)) for arm, values in metrics["arms"].items()]
+    print(tables.table(rows), file=out)
+    gains = ", ".join(f"{name} {numbers.difference(metrics['gain'].get(m))}" for m, name in names.items())
     print(f"\nverdict: {metrics['verdict']}", file=out)
     print(f"gain of synthetic over {metrics['baseline']}: {gains}", file=out)
     if "equivalent_real_images" in metrics:
         print(f"synthetic is {words.real_images(metrics['equivalent_real_images'])}", file=out)
     print(f"report: {report.absolute()}", file=out)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as columns of text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def interval(value: dict[str, float] | None, sign: str = "") -> str:
-    """`0.912 [0.890, 0.931]`, with signs where `sign` is `+`; `-` for None."""
-    if value is None:
-        return "-"
-    return f"{value['estimate']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import work
+from pipeline.metrics.registry import installed, primary, title
+from pipeline.report import numbers
 from pipeline.runtime import costs
+from tailforge import tables
 
 Row = Mapping[str, str]
 
@@ -18,7 +22,7 @@ CLOSENESS = (
     "kid", "mmd", "frechet", "sliced_wasserstein", "precision", "recall", "density", "coverage", "c2st", "near_copies",
 )  # fmt: skip
 COLUMNS = (
-    "dataset", "family", "cas", "cas_low", "cas_high", "bayes", "bits_per_dim", "likelihood", *CLOSENESS, "accepted",
+    "dataset", "family", "metric", "cas", "cas_low", "cas_high", "bayes", "bits_per_dim", "likelihood", *CLOSENESS, "accepted",
     "parameters", "fit_seconds", "images_per_second", "peak_memory_mb", "machine", "date", "versions", "failed",
 )  # fmt: skip
 SHOWN = {
@@ -35,10 +39,10 @@ Written by `tailforge bakeoff` (`make bakeoff`, `make bakeoff-mnist`); all figur
 learned from the same train images with its settings in params.yaml and made as many images of each class. They are measured
 before any check, against real *validation* images: no test image was opened.
 
-CAS is the classification accuracy score: balanced accuracy on real images of a classifier that saw synthetic images alone, mean
-over seeds with its interval; families stand in its order. Bayes: balanced accuracy of the model's own p(class | image).
-Bits/dim: of real images under the model, a star marks a bound. KID, MMD, Fréchet and sliced Wasserstein distance: 0 is no
-difference; the last two are above it for few images. [Generators](generators.md) says what each family is.
+CAS is the classification accuracy score: the metric named below, on real images, of a classifier that saw synthetic images
+alone, mean over seeds with its interval; families stand in its order. Bayes: the same metric of the model's own
+p(class | image). Bits/dim: of real images under the model, a star marks a bound. KID, MMD, Fréchet and sliced Wasserstein
+distance: 0 is no difference; the last two are above it for few images. [Generators](generators.md) says what each family is.
 
 Each family was fitted once, and intervals do not know how another fit would do; the bits and Bayes accuracy of `diffusion` and
 `flow_matching` carry the error of their noise and solver too. The families' settings were chosen on the validation images of
@@ -81,9 +85,18 @@ def write(rows: Sequence[Row], out: Path) -> None:
     file = out / "bakeoff.csv"
     new = {(row["dataset"], row["family"]) for row in rows}
     kept = [row for row in read(file) if (row["dataset"], row["family"]) not in new]
-    every = sorted([*kept, *rows], key=lambda row: (row["dataset"], -float(row["cas"] or -1)))
+    every = sorted([*kept, *rows], key=merit, reverse=True)
+    every.sort(key=lambda row: row["dataset"])
     work.write(file, _csv(every))
     work.write(out / "bakeoff.md", _page(every))
+
+
+def merit(row: Row) -> float:
+    """The CAS of a row, negated where low is good; a failed family comes last."""
+    if not row["cas"]:
+        return -math.inf
+    metric = installed(row["metric"] or primary({}))  # rows of older versions name none
+    return metric.merit(float(row["cas"])) if metric else float(row["cas"])
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -102,7 +115,8 @@ def _cells(row: Row) -> list[str]:
         if name == "family" or not value:
             cells.append(value or "–")
         elif name == "cas":
-            cells.append(f"{float(value):.3f} [{float(row['cas_low']):.3f}, {float(row['cas_high']):.3f}]")
+            ends = (float(value), float(row["cas_low"]), float(row["cas_high"]))
+            cells.append(numbers.score(dict(zip(("estimate", "low", "high"), ends, strict=True))))
         elif name == "bits_per_dim" and row["likelihood"] == "bound":
             cells.append(f"{float(value):.2f}*")
         else:
@@ -114,9 +128,7 @@ def _cells(row: Row) -> list[str]:
 def table(rows: Sequence[Row]) -> str:
     """Rows in columns, for a terminal."""
     lines = [list(SHOWN.values()), *(_cells(row) for row in rows if not row["failed"])]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(text + [f"{row['family']} failed: {row['failed']}" for row in rows if row["failed"]])
+    return "\n".join([tables.table(lines), *(f"{row['family']} failed: {row['failed']}" for row in rows if row["failed"])])
 
 
 def _page(rows: Sequence[Row]) -> str:
@@ -127,6 +139,8 @@ def _page(rows: Sequence[Row]) -> str:
         done = [row for row in mine if not row["failed"]]
         parts.append(f"## {dataset}\n")
         if done:
+            names = dict.fromkeys(title(row["metric"] or primary({})) for row in done)
+            parts.append(f"CAS and Bayes: {', '.join(names)}.\n")
             header = [*SHOWN.values()]
             lines = [header, ["---"] * len(header), *(_cells(row) for row in done)]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
@@ -134,10 +148,9 @@ def _page(rows: Sequence[Row]) -> str:
             parts.append(f"Samples, {REAL} real images before {EACH} made ones a class: {', '.join(pictures)}.\n")
             made = dict.fromkeys(f"{row['machine']}, {row['date']}, {row['versions']}" for row in done)
             parts.append("".join(f"- {line}\n" for line in made))
-            control = next((float(row["cas"]) for row in done if row["family"] == "naive"), None)
-            below = [row["family"] for row in done if control is not None and float(row["cas"] or 0) < control]
-            if below:
-                parts.append(f"Below the control `naive` in CAS: {', '.join(below)}.\n")
+            control = next((merit(row) for row in done if row["family"] == "naive"), -math.inf)
+            if worse := [row["family"] for row in done if merit(row) < control]:
+                parts.append(f"Worse than the control `naive` in CAS: {', '.join(worse)}.\n")
         parts += [f"`{row['family']}` could not be measured: {row['failed']}\n" for row in mine if row["failed"]]
     return "\n".join(parts)
 

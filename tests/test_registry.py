@@ -80,7 +80,7 @@ def test_the_code_of_another_package_is_hashed_and_not_imported(monkeypatch: pyt
     (package / "__pycache__/thing.pyc").unlink()
     (package / "__pycache__").rmdir()
     package.rmdir()
-    with pytest.raises(ConfigError, match="theirs of hashed_package.thing cannot be imported"):
+    with pytest.raises(ConfigError, match=r"theirs of hashed_package\.thing cannot be imported"):
         found.code("theirs")
 
 

@@ -5,7 +5,6 @@ The list and the guards are explained in docs/evaluation.md.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import shutil
@@ -23,6 +22,7 @@ import yaml
 
 from helpers import digits_project
 from helpers.digits_project import CLASSES
+from helpers.sources import callers, mentions
 from pipeline import config
 from pipeline.arms import Arm, TrainingData, recipes, synthetic_arms
 from pipeline.classifier import networks, train
@@ -34,11 +34,13 @@ from pipeline.datasets import duplicates
 from pipeline.encoders.judges import Judges
 from pipeline.errors import LeakError
 from pipeline.evaluation import score
-from pipeline.evaluation.intervals import interval, resample
-from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.intervals import Interval, interval, resample
+from pipeline.evaluation.results import ArmResult
 from pipeline.evaluation.verdict import strata
 from pipeline.generators import registry
 from pipeline.generators.shared.base import Traits
+from pipeline.metrics.predictions import Predictions
+from pipeline.metrics.standard import BalancedAccuracy
 from pipeline.stages import fit as fit_stage
 from pipeline.stages import judges as judges_stage
 from pipeline.stages import prepare as prepare_stage
@@ -46,29 +48,7 @@ from pipeline.stages import train as train_stage
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = config.read(ROOT / "params.yaml")
-
-
-def callers(method: str, folder: Path = ROOT / "pipeline") -> set[str]:
-    """Modules that call `something.method()` without arguments."""
-    found = set()
-    for file in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args
-            if called and node.func.attr == method:
-                found.add(file.relative_to(folder).as_posix())
-    return found
-
-
-def mentions(text: str, folder: Path = ROOT / "pipeline") -> set[str]:
-    """Modules with a string, other than a docstring, that holds `text`."""
-    found = set()
-    for file in folder.rglob("*.py"):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and id(node) not in prose and text in str(node.value):
-                found.add(file.relative_to(folder).as_posix())
-    return found
+METRIC = BalancedAccuracy()
 
 
 @pytest.fixture
@@ -175,10 +155,7 @@ def warnings_of(**arms: object) -> list[str]:
     params = digits_project.params(arms=arms)
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 38 + ["1"] * 2, "test")
     choices: Any = SimpleNamespace(families={"naive": pool_choice()}, primary="naive")
-    value = {"balanced_accuracy": {"estimate": 0.8}}
-    weaker = {"balanced_accuracy": {"estimate": 0.9}}
-    metrics = {"baseline": "real", "arms": {"real": value}, "reference": {"random_forest": weaker}}
-    return score._warnings(params, ["0", "1"], np.array([9, 3]), test, choices, metrics)
+    return score._warnings(params, ["0", "1"], [9, 3], test, choices)
 
 
 def test_3_five_seeds_are_shipped_and_fewer_warn() -> None:
@@ -227,11 +204,13 @@ def test_4_the_baseline_is_the_strongest_of_the_real_only_arms(tmp_path: Path) -
     for replay, expected in ((0.7, "augment"), (0.9, "replay"), (0.8, "augment")):
         real_choice(real=0.5, augment=0.8).write(tmp_path / "real")
         pool_choice(replay=replay, synthetic=0.99).write(tmp_path / "naive")
-        assert score.Choices.read(tmp_path, ["naive"]).baselines == {"naive": expected}
+        assert score.Choices.read(tmp_path, ["naive"], METRIC).baselines == {"naive": expected}
 
 
 def test_4_a_reference_that_beats_the_baseline_warns() -> None:
-    assert any("random_forest beats" in w for w in warnings_of())
+    baseline, above, below = (ArmResult({METRIC.name: Interval(x, x, x)}, {}, {}) for x in (0.8, 0.9, 0.7))
+    said = score._better_references(baseline, {"random_forest": above, "logistic_regression": below}, METRIC)
+    assert len(said) == 1 and said[0].startswith("random_forest beats")
 
 
 # 5. No control for "just more of the same".
@@ -272,7 +251,7 @@ def test_6_a_shifted_prior_shows_in_recall_and_not_in_auroc_or_average_precision
     members = strata([30, 9, 3], 0.34)
     # Each class's scores keep their order: what a moved threshold does.
     before, after = (
-        score.score(Predictions(np.exp(z), y), made, members) for z in (logits, logits + np.array([-2.0, -1.0, 0.0]))
+        score.score(Predictions(np.exp(z), y), made, members, METRIC) for z in (logits, logits + np.array([-2.0, -1.0, 0.0]))
     )
     gain = {name: interval(after.metrics[name] - before.metrics[name], made.seeds, 0.95) for name in before.metrics}
     assert gain["balanced_accuracy"].low > 0
@@ -342,7 +321,7 @@ def test_7_a_copy_of_every_image_in_its_group_does_not_narrow_an_interval() -> N
     def width(p: np.ndarray, y: np.ndarray, groups: np.ndarray) -> float:
         made = resample(y, groups, n_seeds=5, n=400, seed=0)
         found = interval(
-            score.score(Predictions(p, y), made, strata([5, 3], 0.5)).metrics["balanced_accuracy"], made.seeds, 0.95
+            score.score(Predictions(p, y), made, strata([5, 3], 0.5), METRIC).metrics["balanced_accuracy"], made.seeds, 0.95
         )
         return found.high - found.low
 
@@ -379,9 +358,9 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
     real_choice(real=0.1).write(tmp_path / "real")
     for name, mean in (("naive", 0.6), ("flow_matching", 0.9)):
         pool_choice(synthetic=mean, replay=mean).write(tmp_path / name)
-    assert score.Choices.read(tmp_path, ["flow_matching", "naive"]).primary == "naive"
+    assert score.Choices.read(tmp_path, ["flow_matching", "naive"], METRIC).primary == "naive"
     traits["flow_matching"] = fresh
-    assert score.Choices.read(tmp_path, ["flow_matching", "naive"]).primary == "flow_matching"
+    assert score.Choices.read(tmp_path, ["flow_matching", "naive"], METRIC).primary == "flow_matching"
     traits["naive"] = replace(fresh, pretrained=True)
     assert any("may have seen the test images" in w for w in warnings_of())
 
@@ -389,9 +368,8 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
 def test_8_images_of_unknown_sources_are_named() -> None:
     params = digits_project.params(generators=["external"])
     choices: Any = SimpleNamespace(families={"external": pool_choice()}, primary="external")
-    metrics = {"baseline": "real", "arms": {"real": {"balanced_accuracy": {"estimate": 0.9}}}, "reference": {}}
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 40, "test")
-    assert any("nobody can say" in w for w in score._warnings(params, ["0"], np.array([3]), test, choices, metrics))
+    assert any("nobody can say" in w for w in score._warnings(params, ["0"], [3], test, choices))
 
 
 # 9. Near-duplicates across the split; file formats that give the class away.

@@ -41,11 +41,12 @@ from pipeline.encoders.judges import Judges
 from pipeline.encoders.pixels import Pixels
 from pipeline.encoders.small import Small
 from pipeline.evaluation.intervals import resample
-from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.score import score
 from pipeline.generators.sampling import Plan, write_pool
 from pipeline.generators.shared.augmentation import CONDITIONS
 from pipeline.generators.shared.networks.unet import UNet
+from pipeline.metrics.predictions import Predictions
+from pipeline.metrics.standard import BalancedAccuracy
 from pipeline.runtime import training
 from pipeline.runtime.training import Learner, Optimisation
 from pipeline.validation import gate
@@ -308,7 +309,7 @@ def scoring() -> float:
         drawn = resample(targets, np.arange(n), n_seeds=params.arms.seeds, n=params.evaluate.bootstrap, seed=0)
         predictions = raw / raw.sum(2, keepdims=True)
         seconds[n] = processor_seconds(
-            lambda p=predictions, y=targets, drawn=drawn: score(Predictions(p, y), drawn, {})
+            lambda p=predictions, y=targets, drawn=drawn: score(Predictions(p, y), drawn, {}, BalancedAccuracy())
         )  # fmt: skip
     return marginal(seconds)
 

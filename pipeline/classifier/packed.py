@@ -30,6 +30,8 @@ from pipeline.core import weights
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import derive
+from pipeline.metrics.base import Metric
+from pipeline.metrics.registry import named
 from pipeline.runtime import engine, training
 
 
@@ -43,7 +45,7 @@ class Run:
 
     @property
     def score(self) -> float:
-        """Balanced accuracy on validation rows, from the file's card. Raises DataError where the run is not finished."""
+        """On validation rows by the campaign's metric, from the file's card. Raises DataError where the run is not finished."""
         return float(weights.load(self.file)[1]["validation"])
 
 
@@ -61,7 +63,7 @@ def scores_of(runs: Sequence[Run]) -> Scores:
 class Campaign:
     """What all runs share, and where they are made.
 
-    `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores, and nothing else.
+    `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores by `metric`, and nothing else.
     """
 
     data: TrainingData
@@ -71,6 +73,7 @@ class Campaign:
     val_images: np.ndarray
     val_targets: np.ndarray
     engine: Engine
+    metric: Metric
 
     @classmethod
     def of(
@@ -89,6 +92,7 @@ class Campaign:
             val_images=val.images().numpy(),
             val_targets=val.targets(classes).numpy(),
             engine=params.engine,
+            metric=named(params.evaluate.metric),
         )
 
     def execute(self, run: Run, progress: Callable[[int], None]) -> None:
@@ -98,7 +102,7 @@ class Campaign:
         checkpoints = run.file.parent / f".{run.file.stem}"
         network = train.fit(plan, self.config, seed, flips=self.flips, folder=checkpoints, progress=progress)
         probabilities = train.predict(network, torch.from_numpy(self.val_images))
-        score = train.balanced_accuracy(probabilities, self.val_targets)
+        score = self.metric.score(probabilities, self.val_targets)
         _, *shape = self.data.images.shape
         train.save(
             network, run.file, self.config, (shape[0], shape[1], shape[2]), self.data.n_classes,

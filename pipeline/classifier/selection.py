@@ -1,11 +1,11 @@
 """Which runs are trained, and what validation chooses among them: choose, plan, run, record.
 
-Real-only. Every arm of params.arms.real is trained with every seed. The recipe of the highest mean score on validation rows is
-the teacher, whose runs give the soft labels. `self_distillation` comes after it, since it is that teacher's student. The best
-of all these arms is the best real-only arm. curve.py has the learning curve.
+Real-only. Every arm of params.arms.real is trained with every seed. Runs are compared by the mean of evaluate.metric on
+validation rows. The best recipe is the teacher, whose runs give the soft labels. `self_distillation` comes after it, being
+that teacher's student. The best of all these arms is the best real-only arm. curve.py has the learning curve.
 
 With a pool. `synthetic` is tried with every fraction and kind of labels, by the first seeds, added to the best real-only arm.
-Fraction 0 is that arm's own runs. The highest mean score wins; of equal ones the smaller fraction, then the first kind of
+Fraction 0 is that arm's own runs. The best mean score wins; of equal ones the smaller fraction, then the first kind of
 labels in params.arms. Then every arm of the pool is trained with all seeds, and the null controls where they are wanted. Runs
 that a trial has made already are kept.
 
@@ -28,6 +28,7 @@ from pipeline.classifier.packed import Campaign, Run, runs_of, scores_of, train_
 from pipeline.classifier.teaching import taught
 from pipeline.config import SELF_DISTILLATION, Arms
 from pipeline.core import work
+from pipeline.metrics.base import Metric
 
 K = TypeVar("K", bound=Hashable)
 
@@ -41,11 +42,11 @@ def real_only(shared: Campaign, arms: Arms, folder: Path) -> None:
 
     runs = {name: planned(name) for name in arms.real if name != SELF_DISTILLATION}
     train_all(shared, _all(runs))
-    teacher = _best(runs)
+    teacher = _best(runs, shared.metric)
     if SELF_DISTILLATION in arms.real:
         runs[SELF_DISTILLATION] = planned(SELF_DISTILLATION, teacher)
         train_all(taught(shared, runs[teacher]), runs[SELF_DISTILLATION])
-    best = _best(runs)
+    best = _best(runs, shared.metric)
     points = curve.points(shared, arms.curve, runs[best], runs[teacher], folder / "curve")
     RealChoice(
         best_real_arm=best,
@@ -69,7 +70,7 @@ def with_pool(shared: Campaign, arms: Arms, real: Path, folder: Path, *, fill_to
     # Choose: synthetic fraction and labels.
     trials = _trials(basis, arms, folder / ".choice", some=some)
     train_all(shared, _all(trials))
-    chosen = _best(trials)
+    chosen = _best(trials, shared.metric)
 
     # Plan every arm that has them, with all seeds.
     runs = _planned(basis, chosen, arms, folder, some=some)
@@ -170,9 +171,9 @@ def _missing(data: TrainingData, fill_to: int) -> Missing:
     )
 
 
-def _best(runs: Mapping[K, Sequence[Run]]) -> K:
-    """The key of the highest mean score; the first of equals."""
-    return max(runs, key=lambda key: scores_of(runs[key]).mean)
+def _best(runs: Mapping[K, Sequence[Run]], metric: Metric) -> K:
+    """The key of the best mean score; the first of equals."""
+    return max(runs, key=lambda key: metric.merit(scores_of(runs[key]).mean))
 
 
 def _all(runs: Mapping[K, Iterable[Run]]) -> list[Run]:

@@ -134,12 +134,6 @@ def predict(network: nn.Module, images: Tensor, batch: int = 500) -> np.ndarray:
     return torch.cat(logits).softmax(1).numpy()
 
 
-def balanced_accuracy(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Mean recall over the classes that `targets` (n,) holds; probabilities (n, k)."""
-    right = probabilities.argmax(1) == targets
-    return float(np.mean([right[targets == c].mean() for c in np.unique(targets)]))
-
-
 def save(network: nn.Module, path: Path, config: Classifier, shape: tuple[int, int, int], n_classes: int, **notes: Any) -> None:
     """Write the weights, what rebuilds the network, and `notes` into one safetensors file."""
     cosine = networks.cosine_scale(network)

@@ -1,39 +1,86 @@
-"""What synthetic images are worth: in real ones, and in parts.
+"""How many real images would do as much as the synthetic ones, and what the gain is made of.
 
-**In real images.** f(m) is the score of the best real-only arm on the train rows and m more real images of each class, known
-at m_0 = 0 < m_1 < … < m_K. The images are worth the first m at which f, linear between these points, reaches the score of
-`synthetic`: 0 where `synthetic` is not above f(0), and more than m_K where it is above all of f.
+**Equivalent real images.** f(m) is the score of the best real-only arm on the train rows and m more real images of each class.
+It is known at m_0 = 0 < m_1 < … < m_K, and linear between. The equivalent of the synthetic images is the first m at which f
+reaches the score of `synthetic`: 0 where `synthetic` is not above f(0), and more than m_K where it is above all of f. Scores
+are those of the primary metric, negated where low is good.
 
-Scores of a few runs go up and down, while more images do no harm in truth: f is first made non-decreasing by isotonic
-regression (Barlow et al., 1972), the non-decreasing values nearest to those measured. A running maximum would carry the
-luckiest point on to all later ones, so that f were too high and the worth too low.
+Scores of a few runs go up and down, although more images do no harm in truth. So f is first made non-decreasing by isotonic
+regression (Barlow et al., 1972), which gives the non-decreasing values nearest to those measured. A running maximum would carry
+the luckiest point on to all later ones: f would be too high, and the equivalent too low.
 
 All of this is done within each resample of pipeline.evaluation.intervals, with the same draws of seeds and groups for every
-run, so that the interval of the worth lies above 0 where that of `synthetic` minus f(0) does. Where m_K is passed it stands for
-a worth that is larger: the end of the interval is open then.
+run. The interval of the equivalent therefore lies above 0 where that of `synthetic` minus f(0) does. Where f ends too early,
+m_K stands for a larger number, and the end of the interval is open.
 
-**In parts.** Differences of two arms each, paired:
+**Parts of the gain.** Differences of two arms each, paired:
 
     prior_shift      a recipe with a logit offset minus the same without: what moving decisions towards rare classes gives alone
     regularisation   `replay` minus the best real-only arm: what the synthetic fraction and the labels give with no new image
     new_content      `synthetic` minus `replay`: what only new images give
 
 The last two add up to `synthetic` minus the best real-only arm. The first is no part of that difference, since added rows shift
-no prior (pipeline.arms); it is there to compare with, and is measured on the best recipe where both of its arms were
-trained, else on the pair whose arm with an offset is best on validation.
+no prior (pipeline.arms). It is there to compare with. It is measured on the best recipe where both of its arms were trained,
+else on the pair whose arm with an offset is best on validation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.arms import Recipe
+from pipeline.classifier.choice import CurvePoint
+from pipeline.evaluation.intervals import Interval, Resamples, interval, resampled
+from pipeline.metrics.base import Metric
 
 ARM = "synthetic"
+
+
+@dataclass(frozen=True)
+class EquivalentImages:
+    """The learning curve, and how many more real images do as much as the synthetic ones.
+
+    `curve` has (more images of each class, score with its interval), `added` the images of all classes that each point has more
+    than the first. The equivalent is given of each class, with its interval, and of all classes together. Where a number is
+    `beyond` the curve, the last point stands for it.
+    """
+
+    curve: Sequence[tuple[int, Interval]]
+    added: Sequence[int]
+    real_images_per_class: float
+    low: float
+    high: float
+    beyond: bool
+    low_beyond: bool
+    high_beyond: bool
+    real_images: float
+
+    @classmethod
+    def of(
+        cls,
+        points: Sequence[CurvePoint],
+        scores: Sequence[np.ndarray],
+        synthetic: np.ndarray,
+        made: Resamples,
+        confidence: float,
+        metric: Metric,
+    ) -> EquivalentImages:
+        """`scores` holds those (R + 1, S) of the best real-only arm, then of the same with the images of each of `points`."""
+        extra = [0, *(point.extra for point in points)]
+        line = np.stack([metric.merit(resampled(values, made.seeds, confidence)) for values in scores], 1)
+        level = metric.merit(resampled(synthetic, made.seeds, confidence))
+        return cls(
+            curve=[(m, interval(v, made.seeds, confidence).within(0.0, 1.0)) for m, v in zip(extra, scores, strict=True)],
+            added=[0, *(sum(point.added) for point in points)],
+            **in_real_images(extra, np.array(points[-1].added), line, level, confidence),
+        )
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self) | {"curve": [[m, i.estimate, i.low, i.high] for m, i in self.curve]}
 
 
 def non_decreasing(values: np.ndarray) -> np.ndarray:
@@ -67,10 +114,10 @@ def reached(extra: Sequence[int], curve: np.ndarray, scores: np.ndarray) -> tupl
 def in_real_images(
     extra: Sequence[int], added: np.ndarray, curve: np.ndarray, scores: np.ndarray, confidence: float
 ) -> dict[str, Any]:
-    """What metrics.json says of the worth, but for the points of the curve.
+    """The numbers of EquivalentImages, from `curve` (R + 1, K) at `extra` (K,) and `scores` (R + 1,) of `synthetic`.
 
-    `curve` (R + 1, K) at `extra` (K,) and `scores` (R + 1,) of `synthetic` are as intervals.resampled gives them; `added` (k,)
-    is how many images of each class the last point has more than the first.
+    Both are as intervals.resampled gives them, and high is good. `added` (k,) is how many images of each class the last point
+    has more than the first.
     """
     known = np.isfinite(curve).all(1) & np.isfinite(scores)
     m, beyond = reached(extra, curve[known], scores[known])
@@ -88,7 +135,9 @@ def in_real_images(
     }
 
 
-def parts(validation: Mapping[str, float], best: str, teacher: str, known: Mapping[str, Recipe]) -> dict[str, tuple[str, str]]:
+def parts(
+    validation: Mapping[str, float], best: str, teacher: str, known: Mapping[str, Recipe], metric: Metric
+) -> dict[str, tuple[str, str]]:
     """(arm, arm that it is compared with) by the name of the part. `validation` has the mean of each real-only arm.
 
     `best` is the best of these arms, `teacher` the best of those that are recipes by themselves, which are in
@@ -101,7 +150,7 @@ def parts(validation: Mapping[str, float], best: str, teacher: str, known: Mappi
     trained = [arm for arm in validation if arm in known]
     pairs = [(a, b) for a in trained for b in trained if known[a].tau > 0 and known[b] == plain(a)]
     own = [pair for pair in pairs if plain(pair[0]) == plain(teacher)]
-    shift = max(own or pairs, key=lambda pair: validation[pair[0]], default=None)
+    shift = max(own or pairs, key=lambda pair: metric.merit(validation[pair[0]]), default=None)
     return {
         **({"prior_shift": shift} if shift else {}),
         "regularisation": ("replay", best),

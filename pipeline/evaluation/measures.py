@@ -1,8 +1,8 @@
-"""What one family is worth on real *validation* rows: a line of the bake-off. Families are chosen by it: no test row is seen.
+"""What one family can do on real *validation* rows: a line of the bake-off. Families are chosen by it, so no test row is seen.
 
-    cas             classification accuracy score: balanced accuracy on real rows of a classifier that was trained on the
+    cas             classification accuracy score: the primary metric on real rows of a classifier that was trained on the
                     pool alone, before any check (Ravuri & Vinyals, 2019)
-    bayes           balanced accuracy of p(y | x) by Bayes' rule with even priors (generators/bayes.py)
+    bayes           the primary metric of p(y | x) by Bayes' rule with even priors (generators/bayes.py)
     bits_per_dim    of dequantised real rows under their own class (shared/density.py); of a bound where there is no more
     closeness       what the stage `validate` measured of the pool before any check (pipeline/validation/fidelity.py)
     accepted        share of the pool that passed all checks
@@ -28,11 +28,12 @@ from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import derive, numpy_rng
 from pipeline.errors import DataError
 from pipeline.evaluation.intervals import Resamples, interval, resample
-from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.score import predictions
 from pipeline.generators import bayes
 from pipeline.generators.shared import density
 from pipeline.generators.shared.base import GenerativeModel
+from pipeline.metrics.predictions import Predictions
+from pipeline.metrics.registry import named
 
 RECIPE = "augment"  # classes of a pool are even, and so need no other remedy
 
@@ -46,10 +47,10 @@ def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[st
     seeds, images, targets = params.measure.seeds, val.images(), val.targets(classes).numpy()
     campaign = Campaign(
         TrainingData.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),
-        images.numpy(), targets, params.engine,
+        images.numpy(), targets, params.engine, named(params.evaluate.metric),
     )  # fmt: skip
     train_all(campaign, [Run(arm, i, folder / f"{i}.safetensors") for i in range(seeds)])
-    return _balanced_accuracy(predictions(folder, seeds, images, targets), val.column("group"), params)
+    return _measured(predictions(folder, seeds, images, targets), val.column("group"), params)
 
 
 def likelihoods(params: Params, data: Prepared, model: GenerativeModel) -> dict[str, dict[str, float] | None]:
@@ -61,7 +62,7 @@ def likelihoods(params: Params, data: Prepared, model: GenerativeModel) -> dict[
     targets, groups = rows.targets(data.classes).numpy(), rows.column("group")
     scores = bayes.log_likelihoods(model, rows.images(), n_classes, seed=params.seed)
     found: dict[str, dict[str, float] | None] = {"bits_per_dim": None}
-    found["bayes"] = _balanced_accuracy(Predictions(scores.softmax(1).numpy()[None], targets), groups, params)
+    found["bayes"] = _measured(Predictions(scores.softmax(1).numpy()[None], targets), groups, params)
     if model.traits.likelihood != "none":
         bits = density.bits_per_dim(scores[np.arange(len(rows)), targets], int(np.prod(data.shape))).numpy()
         weights = _resamples(targets, groups, 1, params).weights.astype(np.float64)
@@ -93,9 +94,10 @@ def parameters(model: Path) -> int:
     return total
 
 
-def _balanced_accuracy(predicted: Predictions, groups: np.ndarray, params: Params) -> dict[str, float]:
+def _measured(predicted: Predictions, groups: np.ndarray, params: Params) -> dict[str, float]:
     resamples = _resamples(predicted.targets, groups, len(predicted.probabilities), params)
-    found = interval(predicted.balanced_accuracy(resamples.weights), resamples.seeds, params.evaluate.confidence)
+    values = named(params.evaluate.metric).resample(predicted, resamples.weights)
+    found = interval(values, resamples.seeds, params.evaluate.confidence)
     return found.within(0.0, 1.0).json()
 
 

@@ -1,15 +1,15 @@
 """From trained runs and test rows to numbers: per arm the metrics with intervals, the gains and the verdict.
 
-The baseline of `synthetic` is the arm that sees real images alone with the highest validation score, `replay` included: the
-stronger the baseline, the more a gain says. Of several generators the primary one is that whose `synthetic` is best on
-validation; those with pretrained weights stand apart, since they may have seen the test images, and are primary only where
-there is no other. Nothing is chosen by test rows.
+The primary metric, params.evaluate.metric, decides; the others are told. The baseline of `synthetic` is the arm with the best
+validation score of those that see real images alone, `replay` included: the stronger the baseline, the more a gain says. Of
+several generators the primary one is that whose `synthetic` is best on validation. Those with pretrained weights stand apart,
+since they may have seen the test images: one of them is primary only where there is no other. Nothing is chosen by test rows.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,15 @@ from pipeline.classifier.choice import CurvePoint, PoolChoice, RealChoice
 from pipeline.config import ENSEMBLE, Params
 from pipeline.core.manifest import Manifest
 from pipeline.evaluation import equivalent, reference
-from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
-from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.equivalent import EquivalentImages
+from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
+from pipeline.evaluation.results import ArmResult, Gain, GeneratorResult, Part, Results, Setting
 from pipeline.evaluation.verdict import strata, verdict
 from pipeline.generators import registry
+from pipeline.metrics.base import Metric
+from pipeline.metrics.predictions import Predictions
+from pipeline.metrics.registry import named, primary
+from pipeline.metrics.standard import AveragePrecision, BalancedAccuracy, MacroF1
 
 PER_CLASS = ("recall", "auroc", "average_precision")
 MIN_SEEDS = 5
@@ -45,15 +50,6 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Results:
-    """What the stage writes: metrics.json, the rows of gains.csv, details.json."""
-
-    metrics: dict[str, Any]
-    gains: list[tuple[str, str, Interval]]
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Choices:
     """What validation chose: the primary family, and each family's baseline of `synthetic`."""
 
@@ -63,16 +59,16 @@ class Choices:
     baselines: Mapping[str, str]
 
     @classmethod
-    def read(cls, runs: Path, families: Sequence[str]) -> Choices:
+    def read(cls, runs: Path, families: Sequence[str], metric: Metric) -> Choices:
         """From choice.json of the real-only runs and of each family. Raises DataError where one is missing."""
         real, chosen = RealChoice.read(runs / "real"), {name: PoolChoice.read(runs / name) for name in families}
         baselines = {}
         for name, choice in chosen.items():
             rows = {**real.validation, "replay": choice.validation["replay"]}
-            baselines[name] = max(rows, key=lambda arm: rows[arm].mean)
+            baselines[name] = metric.best({arm: row.mean for arm, row in rows.items()})
 
         def rank(name: str) -> tuple[bool, float]:
-            return not pretrained(name, families), chosen[name].validation["synthetic"].mean
+            return not pretrained(name, families), metric.merit(chosen[name].validation["synthetic"].mean)
 
         return cls(real, chosen, max(chosen, key=rank), baselines)
 
@@ -87,20 +83,26 @@ def pretrained(family: str, families: Sequence[str]) -> bool:
     return any(registry.family(member).traits.pretrained for member in members)
 
 
-def score(predictions: Predictions, resamples: Resamples, groups: Mapping[str, np.ndarray]) -> Scored:
+def score(predictions: Predictions, resamples: Resamples, groups: Mapping[str, np.ndarray], metric: Metric) -> Scored:
     """Every metric of one arm under every resample; `groups` are the strata."""
     raw = predictions.metrics(resamples.weights)
     present = predictions.present
     recall = raw["recall"]
     # A class may be absent from a resample where it shares all its groups with rarer ones: the mean is over the rest.
-    metrics = {"balanced_accuracy": np.nanmean(recall[:, :, present], 2), "macro_f1": np.nanmean(raw["f1"][:, :, present], 2)}
+    found = {
+        BalancedAccuracy.name: BalancedAccuracy.over(recall[:, :, present]),
+        MacroF1.name: MacroF1.over(raw["f1"][:, :, present]),
+    }
     for name, members in groups.items():
         held = np.intersect1d(members, present)
         if len(held):
-            metrics[f"{name}_recall"] = np.nanmean(recall[:, :, held], 2)
-    for name in ("auroc", "average_precision"):
-        metrics[name] = np.nanmean(raw[name][:, :, present], 2)
-    return Scored({**metrics, "calibration_error": raw["calibration_error"]}, {name: raw[name] for name in PER_CLASS})
+            found[f"{name}_recall"] = np.nanmean(recall[:, :, held], 2)
+    found["auroc"] = np.nanmean(raw["auroc"][:, :, present], 2)
+    found[AveragePrecision.name] = AveragePrecision.over(raw["average_precision"][:, :, present])
+    found["calibration_error"] = raw["calibration_error"]
+    if metric.name not in found:
+        found[metric.name] = metric.resample(predictions, resamples.weights)
+    return Scored(found, {name: raw[name] for name in PER_CLASS})
 
 
 def predictions(folder: Path, seeds: int, images: Tensor, targets: np.ndarray) -> Predictions:
@@ -109,113 +111,109 @@ def predictions(folder: Path, seeds: int, images: Tensor, targets: np.ndarray) -
     return Predictions(np.stack([classifier.predict(network, images) for network in networks]), targets)
 
 
-def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, test: Manifest) -> Results:
-    """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
-    settings, seeds = params.evaluate, params.arms.seeds
-    choices = Choices.read(runs, params.pools)
-    primary, baseline = choices.primary, choices.baselines[choices.primary]
-    images, targets = test.images(), test.targets(classes).numpy()
-    counts = train.counts(classes)
-    members = strata(counts.tolist(), settings.tail)
-    resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
+@dataclass(frozen=True)
+class Reader:
+    """From values under every resample (R + 1, S) to intervals. References have no seeds: S is 1 there."""
 
-    wanted = [(primary, arm) for arm in [*choices.real.validation, *choices.families[primary].validation]]
-    wanted += [(f, arm) for f in choices.families if f != primary for arm in dict.fromkeys([choices.baselines[f], "synthetic"])]
-    unique = {key: choices.folder(runs, *key) for key in wanted}
-    predicted = {folder: predictions(folder, seeds, images, targets) for folder in dict.fromkeys(unique.values())}
-    plain = reference.probabilities(train, classes, images, params.seed)
-    references = {name: Predictions(p, targets) for name, p in plain.items()}
-    with ThreadPoolExecutor() as pool:
-        everything = [*predicted.values(), *references.values()]
-        scores = pool.map(lambda p: score(p, resamples, members), everything)
-        every = 0.5 if sys.stderr.isatty() else 10.0
-        done = list(tqdm(scores, total=len(everything), desc="evaluate", unit=" arms", mininterval=every, dynamic_ncols=True))
-    scored = dict(zip([*predicted, *references], done, strict=True))
-    arms = {arm: scored[unique[primary, arm]] for family, arm in wanted if family == primary}
+    resamples: Resamples
+    confidence: float
 
-    def read(values: np.ndarray) -> Interval:
-        return interval(
-            values,
-            resamples.seeds[:, : values.shape[1]] if values.shape[1] > 1 else np.ones((len(values), 1)),
-            settings.confidence,
+    def interval(self, values: np.ndarray) -> Interval:
+        """Of a metric or a difference of two."""
+        seeds = self.resamples.seeds if values.shape[1] > 1 else np.ones((len(values), 1))
+        return interval(values, seeds, self.confidence)
+
+    def arm(self, one: Scored, classes: Mapping[int, str]) -> ArmResult:
+        """One arm; `classes` are the names of those that have test rows."""
+        return ArmResult(
+            metrics={name: self.interval(values).within(0.0, 1.0) for name, values in one.metrics.items()},
+            per_class={
+                kind: {name: self.interval(values[:, :, c]).within(0.0, 1.0) for c, name in classes.items()}
+                for kind, values in one.per_class.items()
+            },
+            per_seed={name: values[0].tolist() for name, values in one.metrics.items()},  # row 0: the test rows as they are
         )
 
-    def gain(arm: Scored, over: Scored) -> dict[str, Interval]:
-        return {name: read(arm.metrics[name] - over.metrics[name]) for name in arm.metrics}
+    def gain(self, arm: str, over: str, scored: Mapping[str, Scored]) -> Gain:
+        """`arm` minus `over` in every metric."""
+        a, b = scored[arm].metrics, scored[over].metrics
+        return Gain(arm, over, {name: self.interval(a[name] - b[name]) for name in a})
 
-    def table(one: Scored) -> dict[str, Any]:
-        return {name: read(values).within(0.0, 1.0).json() for name, values in one.metrics.items()}
 
-    def accuracy(arm: str) -> np.ndarray:
-        return arms[arm].metrics["balanced_accuracy"]
+def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, test: Manifest) -> Results:
+    """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
+    settings, seeds, metric = params.evaluate, params.arms.seeds, named(params.evaluate.metric)
+    choices = Choices.read(runs, params.pools, metric)
+    chosen, baseline = choices.primary, choices.baselines[choices.primary]
+    images, targets = test.images(), test.targets(classes).numpy()
+    counts, test_counts = (rows.counts(classes).tolist() for rows in (train, test))
+    members = strata(counts, settings.tail)
+    resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
+    reader = Reader(resamples, settings.confidence)
+    present = {int(c): classes[c] for c in np.unique(targets)}
 
-    means = {name: row.mean for name, row in choices.real.validation.items()}
-    own = choices.real.best_real_arm  # what synthetic images are added to; the baseline may be `replay`
-    gains = {name: gain(arm, arms[baseline]) for name, arm in arms.items() if name != baseline}
-    generators = {}
-    for family in choices.families:
-        over = gain(scored[unique[family, "synthetic"]], scored[unique[family, choices.baselines[family]]])
-        generators[family] = {
-            "verdict": verdict(over["balanced_accuracy"]),
-            "gain": {name: value.json() for name, value in over.items()},
-            "baseline": choices.baselines[family],
-            "pretrained": pretrained(family, params.generators),
-        }
-    metrics = {
-        "verdict": generators[primary]["verdict"],
-        "gain": generators[primary]["gain"],
-        "baseline": baseline,
-        "generator": primary,
-        "generators": generators,
-        "arms": {name: table(arm) for name, arm in arms.items()},
-        "reference": {name: table(scored[name]) for name in references},
-        "decomposition": {
-            part: read(accuracy(arm) - accuracy(over)).json() | {"arm": arm, "over": over}
-            for part, (arm, over) in equivalent.parts(means, own, choices.real.teacher, recipes(params.classifier)).items()
-        },
+    # All arms of the primary family; of another what its verdict is about.
+    wanted = {
+        family: list(dict.fromkeys([choices.baselines[family], "synthetic"]))
+        if family != chosen
+        else [*choices.real.validation, *choice.validation]
+        for family, choice in choices.families.items()
     }
+    folders = {family: {arm: choices.folder(runs, family, arm) for arm in arms} for family, arms in wanted.items()}
+    unique = dict.fromkeys(folder for family in (chosen, *folders) for folder in folders[family].values())
+    predicted = {folder: predictions(folder, seeds, images, targets) for folder in unique}
+    plain = reference.probabilities(train, classes, images, params.seed)
+    references = {name: Predictions(p, targets) for name, p in plain.items()}
+    done = _scores([*predicted.values(), *references.values()], lambda p: score(p, resamples, members, metric))
+    by_folder = dict(zip([*predicted, *references], done, strict=True))
+    scored = {family: {arm: by_folder[folder] for arm, folder in arms.items()} for family, arms in folders.items()}
+
+    def generator(family: str) -> GeneratorResult:
+        gain = reader.gain("synthetic", choices.baselines[family], scored[family])
+        return GeneratorResult(gain, verdict(gain.metrics[metric.name], metric), pretrained(family, params.generators))
+
+    own = choices.real.best_real_arm  # what synthetic images are added to; the baseline may be `replay`
+    values = {arm: one.metrics[metric.name] for arm, one in scored[chosen].items()}
+    means = {name: row.mean for name, row in choices.real.validation.items()}
+    parts = equivalent.parts(means, own, choices.real.teacher, recipes(params.classifier), metric)
+    equal = None
     if points := choices.real.curve:
         of_points = [predictions(runs / "real/curve" / str(p.extra), seeds, images, targets) for p in points]
-        curve = [accuracy(own), *(p.balanced_accuracy(resamples.weights) for p in of_points)]
-        metrics["equivalent_real_images"] = _worth(points, curve, accuracy("synthetic"), resamples, settings.confidence)
-    present = np.unique(targets)
-    per_class = {
-        metric: {
-            name: {classes[c]: read(arm.per_class[metric][:, :, c]).within(0.0, 1.0).json() for c in present}
-            for name, arm in arms.items()
-        }
-        for metric in PER_CLASS
-    }
-    details = {
-        "classes": classes,
-        "train_counts": dict(zip(classes, counts.tolist(), strict=True)),
-        "test_counts": dict(zip(classes, test.counts(classes).tolist(), strict=True)),
-        "strata": {name: [classes[c] for c in ids] for name, ids in members.items()},
-        **per_class,
-        # Row 0 is the test rows as they are.
-        "per_seed": {name: {key: values[0].tolist() for key, values in arm.metrics.items()} for name, arm in arms.items()},
-        "choice": _choice(choices),
-        "seeds": seeds,
-        "confidence": settings.confidence,
-        "warnings": _warnings(params, classes, counts, test, choices, metrics),
-        "settings": params.model_dump(mode="json", by_alias=True, exclude={"engine"}),
-    }
-    return Results(metrics, [(arm, name, value) for arm, rows in gains.items() for name, value in rows.items()], details)
+        curve = [values[own], *(metric.resample(p, resamples.weights) for p in of_points)]
+        equal = EquivalentImages.of(points, curve, values["synthetic"], resamples, settings.confidence, metric)
+    arms = {name: reader.arm(one, present) for name, one in scored[chosen].items()}
+    of_references = {name: reader.arm(by_folder[name], present) for name in references}
+    return Results(
+        metric=None if metric.name == primary({}) else metric.name,
+        generator=chosen,
+        generators={family: generator(family) for family in choices.families},
+        arms=arms,
+        references=of_references,
+        over_baseline=[reader.gain(name, baseline, scored[chosen]) for name in arms if name != baseline],
+        parts={name: Part(arm, over, reader.interval(values[arm] - values[over])) for name, (arm, over) in parts.items()},
+        equivalent=equal,
+        setting=Setting(
+            train_counts=dict(zip(classes, counts, strict=True)),
+            test_counts=dict(zip(classes, test_counts, strict=True)),
+            strata={name: [classes[c] for c in ids] for name, ids in members.items()},
+            choice=_choice(choices),
+            seeds=seeds,
+            confidence=settings.confidence,
+            warnings=[
+                *_warnings(params, classes, counts, test, choices),
+                *_better_references(arms[baseline], of_references, metric),
+            ],
+            params=params.model_dump(mode="json", by_alias=True, exclude={"engine"}),
+        ),
+    )
 
 
-def _worth(
-    points: Sequence[CurvePoint], curve: Sequence[np.ndarray], synthetic: np.ndarray, made: Resamples, confidence: float
-) -> dict[str, Any]:
-    """The learning curve and the worth on it: `curve` holds scores (R + 1, S) without more images, then at each of `points`."""
-    extra = [0, *(point.extra for point in points)]
-    known = [interval(values, made.seeds, confidence).within(0.0, 1.0) for values in curve]
-    line = np.stack([resampled(values, made.seeds, confidence) for values in curve], 1)
-    scores = resampled(synthetic, made.seeds, confidence)
-    return {
-        "curve": [[m, i.estimate, i.low, i.high] for m, i in zip(extra, known, strict=True)],
-        "added": [0, *(sum(point.added) for point in points)],
-        **equivalent.in_real_images(extra, np.array(points[-1].added), line, scores, confidence),
-    }
+def _scores(all_of_them: Sequence[Predictions], one: Callable[[Predictions], Scored]) -> list[Scored]:
+    """One after the other in threads, with a bar."""
+    every = 0.5 if sys.stderr.isatty() else 10.0
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(one, all_of_them)
+        return list(tqdm(done, total=len(all_of_them), desc="evaluate", unit=" arms", mininterval=every, dynamic_ncols=True))
 
 
 def _choice(choices: Choices) -> dict[str, Any]:
@@ -230,9 +228,7 @@ def _choice(choices: Choices) -> dict[str, Any]:
     }
 
 
-def _warnings(
-    params: Params, classes: list[str], counts: np.ndarray, test: Manifest, choices: Choices, metrics: Mapping[str, Any]
-) -> list[str]:
+def _warnings(params: Params, classes: list[str], counts: Sequence[int], test: Manifest, choices: Choices) -> list[str]:
     """What a reader must know before believing the numbers."""
     family, out = choices.families[choices.primary], []
     if params.arms.seeds < MIN_SEEDS:
@@ -242,7 +238,7 @@ def _warnings(
         n = len(np.unique(groups[labels == name]))
         if n < MIN_GROUPS:
             out.append(f"class {name} has {n} independent test groups: its recall, and so the verdict, rests on few")
-    if len(set(counts.tolist())) == 1:
+    if len(set(counts)) == 1:
         out.append("all classes have the same number of train images: head, middle and tail are not told apart")
     if family.synthetic_fraction == 0:
         out.append(
@@ -260,16 +256,18 @@ def _warnings(
             out.append(f"{name} is {PRETRAINED}")
         elif not traits.sources_known:
             out.append(f"{name}: nobody can say whether test images took part in making its images")
-    best = metrics["arms"][metrics["baseline"]]["balanced_accuracy"]["estimate"]
-    for name, row in metrics["reference"].items():
-        if row["balanced_accuracy"]["estimate"] > best:
-            out.append(f"{name} beats the best real-only arm: the classifier is not tuned to these data")
     return out
+
+
+def _better_references(baseline: ArmResult, references: Mapping[str, ArmResult], metric: Metric) -> list[str]:
+    best = metric.merit(baseline.metrics[metric.name].estimate)
+    better = [name for name, one in references.items() if metric.merit(one.metrics[metric.name].estimate) > best]
+    return [f"{name} beats the best real-only arm: the classifier is not tuned to these data" for name in better]
 
 
 def _curve_warnings(classes: list[str], points: Sequence[CurvePoint] | None) -> list[str]:
     if not points:
-        return ["scarcity left no real image out that could serve a learning curve: worth in real images unknown"]
+        return ["scarcity left no real image out that could serve a learning curve: equivalent real images unknown"]
     last = points[-1]
     short = [name for name, n in zip(classes, last.added, strict=True) if n < last.extra]
     if not short:

@@ -1,7 +1,7 @@
 """What the interval of the gain says, and which classes are called rare.
 
-gain     the interval of the gain in balanced accuracy lies above zero
-harm     it lies below zero
+gain     the interval of the difference in the primary metric lies on the side of zero that is better
+harm     it lies on the other side
 no_gain  it holds zero
 """
 
@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation.intervals import Interval
+from pipeline.metrics.base import Metric
 
 
-def verdict(gain: Interval) -> str:
-    """gain | no_gain | harm, by the interval alone."""
-    if gain.low > 0:
+def verdict(gain: Interval, metric: Metric) -> str:
+    """gain | no_gain | harm, by the interval of an arm minus another and the direction of `metric` alone."""
+    ends = metric.merit(gain.low), metric.merit(gain.high)
+    if min(ends) > 0:
         return "gain"
-    return "harm" if gain.high < 0 else "no_gain"
+    return "harm" if max(ends) < 0 else "no_gain"
 
 
 def strata(counts: Sequence[int], share: float) -> Mapping[str, np.ndarray]:

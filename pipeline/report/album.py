@@ -120,7 +120,8 @@ def draw_real(train: Path, classes: Collection[str]) -> dict[str, list[Candidate
 
 
 def scan(table: Path, classes: Collection[str]) -> Scan:
-    """Count a family's verdicts and draw pictures: accepted ones of `classes`, rejected ones of every check."""
+    """Count the accepted and the rejected images of a family, and draw pictures: accepted ones of `classes`, rejected ones of
+    every check."""
     found = Scan()
     accepted = {name: _Draw(PER_CLASS) for name in classes}
     rejected: dict[tuple[str, str], _Draw] = {}

@@ -15,7 +15,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from pipeline.report.words import Interval, percent
+from pipeline.report.numbers import Interval, percent
 
 EDGE = 3.0  # per cent of the width kept free on each side
 HEIGHT = 36
@@ -121,11 +121,11 @@ def pair(scale: Scale, real: Interval, synthetic: Interval, *, said: str) -> Mar
 
 
 def curve(
-    across: Scale, up: Scale, points: Sequence[tuple[float, Interval]], level: float | None, worth: Interval, *, said: str
+    across: Scale, up: Scale, points: Sequence[tuple[float, Interval]], level: float | None, reached: Interval, *, said: str
 ) -> Markup:
-    """Scores of real-only runs over `across`, joined; the score `level` of the synthetic arm lies across, its worth on it.
+    """Scores of real-only runs over `across`, joined, and a line at the score `level` of the synthetic arm.
 
-    y rises from the lowest tick of `up` at the bottom to its highest at the top.
+    On that line lies where the curve reaches it. y rises from the lowest tick of `up` at the bottom to its highest at the top.
     """
     top, bottom = 8.0, CURVE_HEIGHT - 8.0
 
@@ -146,7 +146,7 @@ def curve(
         body += Markup('<line x1="{0}%" x2="{0}%" y1="{1}" y2="{2}" class="whisker real"/>').format(x, y(low), y(high))
         body += _mark(x, y(score.known[0]), "circle", "mark real")
     if level is not None:
-        body += _line(EDGE, 100 - EDGE, y(level), "level") + _whisker(across, worth, y(level), "diamond", "synthetic")
+        body += _line(EDGE, 100 - EDGE, y(level), "level") + _whisker(across, reached, y(level), "diamond", "synthetic")
     return _svg(body, CURVE_HEIGHT, said)
 
 

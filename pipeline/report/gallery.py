@@ -43,7 +43,7 @@ class Family:
 
     @property
     def made(self) -> int:
-        """Images in the pool, judged or not."""
+        """Images in the pool, checked or not."""
         return int(self.summary.get("n", self.accepted + self.rejected))
 
 

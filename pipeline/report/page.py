@@ -28,9 +28,10 @@ from pipeline.config import ENSEMBLE
 from pipeline.core import work
 from pipeline.core.prepared import Prepared
 from pipeline.errors import DataError
-from pipeline.report import album, gallery, tables, words
+from pipeline.metrics.registry import named, primary
+from pipeline.report import album, gallery, numbers, tables, words
 from pipeline.report.gallery import Family
-from pipeline.report.words import Interval
+from pipeline.report.numbers import Interval
 
 LISTED = 50  # entries of any list of files, warnings or expectations
 SETTINGS_CHARACTERS = 40_000
@@ -83,13 +84,13 @@ def render(sources: Sources, out: Path) -> str:
     environment.filters |= {
         "prose": prose,
         "clip": words.clip,
-        "band": lambda limit: words.band(limit.low, limit.high),
-        "count": words.count,
-        "measure": words.measure,
-        "number": words.number,
-        "percent": words.percent,
-        "points": words.points,
-        "points_range": words.points_range,
+        "band": lambda limit: numbers.band(limit.low, limit.high),
+        "count": numbers.count,
+        "measure": numbers.measure,
+        "number": numbers.number,
+        "percent": numbers.percent,
+        "points": numbers.points,
+        "points_range": numbers.points_range,
     }
     return environment.get_template("template.html.j2").render(
         **_verdict(metrics, details, families),
@@ -97,8 +98,10 @@ def render(sources: Sources, out: Path) -> str:
         n_classes=len(rare),
         strips=shown,
         open_strips=gallery.OPEN,
-        worth=tables.beside_each_other([_json(sources.measures / f.name / "measures.json", "measure") for f in families]),
-        discriminative=words.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("baseline"))),
+        measured=tables.beside_each_other(
+            [_json(sources.measures / f.name / "measures.json", "measure") for f in families], named(primary(metrics))
+        ),
+        discriminative=numbers.percent(details.get("choice", {}).get("validation", {}).get(metrics.get("baseline"))),
         families=[_family(f, gallery.rejections(f, train, budget), sources, out) for f in families],
         drift=_drift(_json(sources.drift, "drift")),
         classes=_classes(info, rare, _behind(metrics, families)),
@@ -111,7 +114,7 @@ def render(sources: Sources, out: Path) -> str:
         check_names=words.CHECKS,
         settings=_settings(details.get("settings", {})),
         versions=[("python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)],
-        hashes=[(f"{sources.prepared}", info.get("fingerprint") or words.NONE), *_pool_hashes(families)],
+        hashes=[(f"{sources.prepared}", info.get("fingerprint") or numbers.NONE), *_pool_hashes(families)],
         paths={"details": str(sources.evaluation / "details.json"), "metrics": str(sources.metrics)},
     )
 
@@ -132,7 +135,7 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
 
 
 def _families(sources: Sources, classes: list[str], metrics: Mapping[str, Any]) -> list[Family]:
-    """The families that were evaluated, the one that validation chose first; what an earlier run left behind is passed over."""
+    """The families that were evaluated, the one that validation chose first. What an earlier run left behind is passed over."""
     chosen, evaluated = metrics.get("generator"), metrics.get("generators") or {}
     names = [p.parent.name for p in sources.checked.glob("*/summary.json")]
     names = sorted((n for n in names if n in evaluated or not evaluated), key=lambda n: (n != chosen, n))
@@ -155,18 +158,20 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
     if word not in ("gain", "no_gain", "harm"):
         raise DataError(f"verdict {word!r} in metrics.json", expected="gain, no_gain or harm", remedy="run the stage evaluate")
     gains = metrics.get("gain") or {}
-    gain, tail = Interval.of(gains.get("balanced_accuracy")), Interval.of(gains.get("tail_recall"))
-    label, title = words.verdict(word, gain)
-    figure, axis = tables.headline_figure(gain, f"{title}, interval {words.points_range(gain)}")
+    metric = named(primary(metrics))
+    gain, tail = Interval.of(gains.get(metric.name)), Interval.of(gains.get("tail_recall"))
+    label, title = words.verdict(word, gain, metric.title)
+    figure, axis = tables.headline_figure(gain, f"{title}, interval {numbers.points_range(gain)}")
+    ends = ("← harm", "gain →") if metric.higher_is_better else ("← gain", "harm →")
     arms = metrics.get("arms", {})
 
     def step(name: str, metric: str) -> dict[str, str]:
         before, after = (Interval.of(arms.get(a, {}).get(metric)).estimate for a in (best, "synthetic"))
-        return {"name": name, "before": words.percent(before), "after": words.percent(after)}
+        return {"name": name, "before": numbers.percent(before), "after": numbers.percent(after)}
 
     facts = [
-        step(f"Mean {words.METRICS[m]}" if m == "auroc" else words.METRICS[m], m)
-        for m in ("balanced_accuracy", "tail_recall", "macro_f1", "auroc")
+        step("Mean AUROC" if m == "auroc" else words.capital(words.metric(m)), m)
+        for m in dict.fromkeys([metric.name, "tail_recall", "macro_f1", "auroc"])
     ]
     shown = _behind(metrics, families)
     accepted, made = sum(f.accepted for f in shown), sum(f.made for f in shown)
@@ -177,16 +182,18 @@ def _verdict(metrics: Mapping[str, Any], details: Mapping[str, Any], families: l
         "title": title,
         "best": best,
         "gain": gain,
-        "gain_range": words.points_range(gain),
+        "gain_range": numbers.points_range(gain),
+        "metric": metric.title,
+        "ends": ends,
         "tail": tail,
-        "tail_range": words.points_range(tail),
+        "tail_range": numbers.points_range(tail),
         "tail_classes": words.listing([c for c, name in tables.strata(details).items() if name == "tail"]),
         "confidence": f"{100 * float(details.get('confidence', 0.95)):g} %",
         "seeds": details.get("seeds"),
         "n_test": sum(int(n) for n in details.get("test_counts", {}).values()),
         "headline_figure": figure,
         "headline_axis": axis,
-        "facts": [f for f in facts if f["before"] != words.NONE or f["after"] != words.NONE],
+        "facts": [f for f in facts if f["before"] != numbers.NONE or f["after"] != numbers.NONE],
         "accepted": accepted,
         "made": made,
         "chosen": chosen,
@@ -207,16 +214,17 @@ def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str
     """Gains, scores and recall, with the reference rows and the families."""
     best, arms, reference = str(metrics.get("baseline")), metrics.get("arms", {}), metrics.get("reference") or {}
     gains = _gains(sources.metrics.with_name("gains.csv"))
-    names, plain = tables.metric_names(arms), tables.metric_names(reference)
+    metric = primary(metrics)
+    names, plain = tables.metric_names(arms, metric), tables.metric_names(reference, metric)
     rows, axis = tables.recall(details, best)
     families_compared = metrics.get("generators") or {}
     return {
-        "curve": tables.learning_curve(metrics.get("equivalent_real_images") or {}, arms),
+        "curve": tables.learning_curve(metrics.get("equivalent_real_images") or {}, arms, metric),
         "parts": tables.parts(metrics.get("decomposition") or {}),
-        "panels": [p for m in ("balanced_accuracy", "tail_recall") if (p := tables.forest(gains, m, best))],
-        "arm_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in names],
+        "panels": [p for m in dict.fromkeys([metric, "tail_recall"]) if (p := tables.forest(gains, m, best))],
+        "arm_metrics": [words.capital(words.metric(n)) for n in names],
         "arm_rows": tables.arm_rows(arms, names, best),
-        "reference_metrics": [words.METRICS.get(n, n.replace("_", " ")) for n in plain],
+        "reference_metrics": [words.capital(words.metric(n)) for n in plain],
         "reference_rows": tables.arm_rows(reference, plain, best),
         "recall_rows": rows,
         "recall_axis": axis,
@@ -225,11 +233,11 @@ def _evidence(sources: Sources, metrics: Mapping[str, Any], details: Mapping[str
         "families_compared": [
             (
                 name,
-                str(baseline.get("verdict")).replace("_", " "),
-                Interval.of((baseline.get("gain") or {}).get("balanced_accuracy")),
-                baseline,
+                str(found.get("verdict")).replace("_", " "),
+                Interval.of((found.get("gain") or {}).get(metric)),
+                found,
             )
-            for name, baseline in sorted(
+            for name, found in sorted(
                 families_compared.items(), key=lambda item: (item[0] != metrics.get("generator"), item[0])
             )
         ],
@@ -284,7 +292,7 @@ def _fidelity(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in order[:LISTED]:
         title, note = words.FIDELITY.get(name, (name.replace("_", " "), ""))
         pair = [Interval.of(found.get(prefix + name)) for prefix in ("", "unfiltered_")]
-        cells = [(words.measure(i.estimate), words.measure_range(i)) for i in pair]
+        cells = [(numbers.measure(i.estimate), numbers.measure_range(i)) for i in pair]
         rows.append({"title": title, "note": note, "cells": cells, "warning": (found.get(name) or {}).get("warning") or ""})
     return rows
 
@@ -305,7 +313,7 @@ def _drift(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(info: Mapping[str, Any], rare: list[tuple[str, int]], families: list[Family]) -> list[dict[str, Any]]:
-    """Images per class: real ones by split, synthetic ones by verdict of the families behind the verdict."""
+    """Images per class: real ones by split, accepted and rejected ones of the families behind the verdict."""
     counts, rejected = info.get("counts", {}), dict[str, int]()
     for family in families:
         for (_, name), n in family.found.rejected.items():

@@ -9,9 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report import figures, words
+from pipeline.metrics.base import Metric
+from pipeline.registry import METRICS
+from pipeline.report import figures, numbers, words
 from pipeline.report.figures import Scale
-from pipeline.report.words import Interval, clip, percent, percent_range, points, points_range
+from pipeline.report.numbers import Interval, percent, percent_range, points, points_range
+from pipeline.report.words import clip
 
 CLASS_ROWS = 200  # classes in one table
 OPEN_ROWS = 20  # of them before a fold
@@ -94,7 +97,7 @@ def forest(gains: Mapping[tuple[str, str], Interval], metric: str, best: str) ->
         return None
     scale = Scale.differences(rows.values())
     return Panel(
-        f"{words.METRICS.get(metric, metric)}, points against {best}",
+        f"{words.capital(words.metric(metric))}, points against {best}",
         [
             Row(
                 name=arm,
@@ -110,23 +113,25 @@ def forest(gains: Mapping[tuple[str, str], Interval], metric: str, best: str) ->
     )
 
 
-def learning_curve(worth: Mapping[str, Any], arms: Mapping[str, Mapping[str, object]]) -> dict[str, Any] | None:
-    """What the synthetic images are worth in real ones: sentence, drawing, axis; None where no curve was measured."""
-    if not worth.get("curve"):
+def learning_curve(
+    equivalent: Mapping[str, Any], arms: Mapping[str, Mapping[str, object]], metric: str
+) -> dict[str, Any] | None:
+    """How many real images do as much as the synthetic ones: sentence, drawing, axis; None where no curve was measured."""
+    if not equivalent.get("curve"):
         return None
-    points = [(float(m), Interval(*scores)) for m, *scores in worth["curve"]]
-    score = Interval.of(arms.get("synthetic", {}).get("balanced_accuracy")).estimate
+    points = [(float(m), Interval(*scores)) for m, *scores in equivalent["curve"]]
+    score = Interval.of(arms.get("synthetic", {}).get(metric)).estimate
     across = Scale.spanning([m for m, _ in points])
     levels = [v for _, i in points for v in i.known] + ([] if score is None else [score])
     up = Scale.spanning(levels, within=(0.0, 1.0))
-    said = words.real_images(worth)
+    said = words.real_images(equivalent)
     ends = (("real_images_per_class", "beyond"), ("low", "low_beyond"), ("high", "high_beyond"))
-    place = Interval(*(math.inf if worth.get(beyond) else worth.get(end) for end, beyond in ends))
+    reached = Interval(*(math.inf if equivalent.get(beyond) else equivalent.get(end) for end, beyond in ends))
     return {
         "said": said,
-        "total": f"{'more than ' if worth.get('beyond') else ''}{words.images(worth.get('real_images'))}",
-        "figure": figures.curve(across, up, points, score, place, said=f"learning curve: synthetic images are {said}"),
-        "axis": figures.axis(across, words.images),
+        "total": f"{'more than ' if equivalent.get('beyond') else ''}{numbers.images(equivalent.get('real_images'))}",
+        "figure": figures.curve(across, up, points, score, reached, said=f"learning curve: synthetic images are {said}"),
+        "axis": figures.axis(across, numbers.images),
     }
 
 
@@ -139,10 +144,11 @@ def parts(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, I
     ]
 
 
-def metric_names(arms: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Metrics that any of these has, the known ones first."""
+def metric_names(arms: Mapping[str, Mapping[str, object]], primary: str) -> list[str]:
+    """Metrics that any of these has, the primary one and the known ones first."""
     present = {m for values in arms.values() for m in values}
-    return [m for m in words.METRICS if m in present] + sorted(present - set(words.METRICS))
+    known = dict.fromkeys([primary, *METRICS.names, *words.COLUMNS])
+    return [m for m in known if m in present] + sorted(present - set(known))
 
 
 def arm_rows(arms: Mapping[str, Mapping[str, object]], names: Sequence[str], best: str) -> list[ArmRow]:
@@ -204,7 +210,7 @@ class Measure:
     cells: list[tuple[str, str]]
 
 
-def beside_each_other(measures: Sequence[Mapping[str, Any]]) -> list[Measure]:
+def beside_each_other(measures: Sequence[Mapping[str, Any]], primary: Metric) -> list[Measure]:
     """What the stage `measure` found of each family, a row per measure; empty without families."""
     if not measures:
         return []
@@ -212,14 +218,15 @@ def beside_each_other(measures: Sequence[Mapping[str, Any]]) -> list[Measure]:
     def row(name: str, known: Mapping[str, tuple[str, str]], values: Sequence[object]) -> Measure:
         title, note = known.get(name, (name.replace("_", " "), ""))
         found = [Interval.of(value) for value in values]
-        return Measure(title, note, [(words.measure(i.estimate), words.measure_range(i)) for i in found])
+        return Measure(title, note, [(numbers.measure(i.estimate), numbers.measure_range(i)) for i in found])
 
     near = [m["closeness"] for m in measures]
     closest = [name for name in words.FIDELITY if any(name in c for c in near)]
-    rows = [row(name, words.WORTH, [m.get(name) for m in measures]) for name in words.WORTH]
+    own = words.model_measures(primary)
+    rows = [row(name, own, [m.get(name) for m in measures]) for name in own]
     bits = rows[-1].cells
     for i, m in enumerate(measures):
-        if m["likelihood"] == "bound" and bits[i][0] != words.NONE:
+        if m["likelihood"] == "bound" and bits[i][0] != numbers.NONE:
             bits[i] = (f"{bits[i][0]} *", bits[i][1])
     rows += [row(name, words.FIDELITY, [c.get(name) for c in near]) for name in closest]
     return rows + [row(name, words.SIZE, [m.get(name) for m in measures]) for name in words.SIZE]

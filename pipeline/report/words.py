@@ -1,117 +1,17 @@
-"""Numbers and sentences as a reader meets them.
-
-Scores and shares in [0, 1] are read as percentages with one decimal, differences of scores as points with a sign; a value
-that is not zero is not printed as zero while two decimals can tell it apart. Nothing here is markup.
-"""
+"""Sentences as a reader meets them: names of arms, metrics and checks, the verdict, what to do next. Nothing here is markup."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import ENSEMBLE, REAL_ARMS
+from pipeline.metrics import registry
+from pipeline.metrics.base import Metric
+from pipeline.report.numbers import Interval, count, finite, images, number, percent, points
 
-NONE = "–"
-MINUS = "\N{MINUS SIGN}"
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with the ends of its confidence interval; None where there is no such number."""
-
-    estimate: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, value: object) -> Interval:
-        """From {"estimate", "low", "high"}, from a bare number, or from nothing."""
-        if isinstance(value, Mapping):
-            return cls(*(_finite(value.get(name)) for name in ("estimate", "low", "high")))
-        return cls(_finite(value))
-
-    @property
-    def known(self) -> list[float]:
-        """The numbers that are there."""
-        return [v for v in (self.estimate, self.low, self.high) if v is not None]
-
-    def minus(self, other: Interval) -> float | None:
-        """The difference of the two estimates, if both are there."""
-        return None if self.estimate is None or other.estimate is None else self.estimate - other.estimate
-
-
-def _finite(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
-
-
-def _decimals(value: float) -> str:
-    text = f"{abs(value):.2f}" if 0 < abs(value) < 0.05 else f"{abs(value):.1f}"
-    return f"{MINUS}{text}" if value < 0 else text
-
-
-def percent(value: float | None) -> str:
-    """0.8734 -> 87.3"""
-    return NONE if value is None else _decimals(100.0 * value)
-
-
-def points(value: float | None) -> str:
-    """0.0213 -> +2.1"""
-    if value is None:
-        return NONE
-    return ("+" if value > 0 else "") + _decimals(100.0 * value)
-
-
-def percent_range(value: Interval) -> str:
-    """The ends of an interval of a score: 85.1 to 89.0."""
-    return "" if value.low is None or value.high is None else f"{percent(value.low)} to {percent(value.high)}"
-
-
-def points_range(value: Interval) -> str:
-    """The ends of an interval of a difference, in points: −0.4 to 3.4."""
-    return percent_range(value)
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, without an exponent where it can be avoided."""
-    if value is None:
-        return NONE
-    text = f"{abs(value):.3g}"
-    return f"{MINUS}{text}" if value < 0 else text
-
-
-def measure(value: float | None) -> str:
-    """Three significant digits with their zeros, so that measurements line up: 4.00, 0.0213."""
-    if value is None:
-        return NONE
-    text = f"{abs(value):#.3g}" if abs(value) < 1000 else f"{abs(value):,.0f}"
-    return f"{MINUS}{text.rstrip('.')}" if value < 0 else text.rstrip(".")
-
-
-def measure_range(value: Interval) -> str:
-    """The ends of an interval of a measurement."""
-    return "" if value.low is None or value.high is None else f"{measure(value.low)} to {measure(value.high)}"
-
-
-def count(n: int | None, one: str = "", many: str = "") -> str:
-    """1234 -> 1,234; with nouns: 1 image, 2 images."""
-    if n is None:
-        return NONE
-    noun = one if n == 1 else many or f"{one}s"
-    return f"{n:,} {noun}" if one else f"{n:,}"
-
-
-def band(low: float | None, high: float | None) -> str:
-    """What a check allows, in words."""
-    if low is not None and high is not None:
-        return f"{number(low)} to {number(high)}"
-    if low is not None:
-        return f"at least {number(low)}"
-    return f"at most {number(high)}" if high is not None else ""
 
 
 def clip(text: object, limit: int = 120) -> str:
@@ -139,16 +39,24 @@ ARMS = {
     "synthetic_only": "no real image at all (classification accuracy score)",
 }
 
-METRICS = {
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "tail_recall": "Tail recall",
-    "middle_recall": "Middle recall",
-    "head_recall": "Head recall",
-    "calibration_error": "Calibration error",
+COLUMNS = {  # of the tables, beside the metrics that can decide
+    "tail_recall": "tail recall",
+    "middle_recall": "middle recall",
+    "head_recall": "head recall",
+    "calibration_error": "calibration error",
     "auroc": "AUROC",
-    "average_precision": "Average precision",
 }
+
+
+def metric(name: str) -> str:
+    """What a sentence calls a metric or a column: balanced accuracy."""
+    return COLUMNS.get(name) or registry.title(name)
+
+
+def capital(text: str) -> str:
+    """With a capital letter, as the head of a column: Balanced accuracy."""
+    return text[:1].upper() + text[1:]
+
 
 FIDELITY = {
     "kid": ("KID", "kernel distance of the two sets; 0 is no difference"),
@@ -164,11 +72,15 @@ FIDELITY = {
 }
 
 
-WORTH = {
-    "cas": ("Classification accuracy score", "balanced accuracy of a classifier that saw these images alone; high is good"),
-    "bayes": ("Bayes' rule", "balanced accuracy of the model's own p(class | image); high is good"),
-    "bits_per_dim": ("Bits per dimension", "of real images under the model; low is good; * from a bound"),
-}
+def model_measures(primary: Metric) -> dict[str, tuple[str, str]]:
+    """What the stage `measure` found of a family by the primary metric, and by its density: (title, note) by name."""
+    good = "high is good" if primary.higher_is_better else "low is good"
+    return {
+        "cas": ("Classification accuracy score", f"{primary.title} of a classifier that saw these images alone; {good}"),
+        "bayes": ("Bayes' rule", f"{primary.title} of the model's own p(class | image); {good}"),
+        "bits_per_dim": ("Bits per dimension", "of real images under the model; low is good; * from a bound"),
+    }
+
 
 SIZE = {
     "accepted": ("Accepted", "share of its images that passed all checks"),
@@ -181,14 +93,17 @@ CHECKS = {
     "blank": "too little contrast; the value is the standard deviation of the pixels",
     "copy": "too near a real train image; the value is the distance to it",
     "duplicate": "too near another synthetic image; the value is the distance to it",
-    "label": "the judges do not see its class; the value is their probability of it, relative to the likeliest class",
+    "label": "the judges do not see its class; the value is their probability of it, relative to that of the likeliest class",
     "outlier": "too far from the real images of its class; the value is the distance to them",
 }
 
 
-def verdict(word: str, gain: Interval) -> tuple[str, str]:
-    """(a label, the headline) of the verdict `gain`, `no_gain` or `harm`, which evaluate reached by the interval alone."""
-    size = f"{points(gain.estimate)} points of balanced accuracy" if gain.estimate is not None else "nothing to compare"
+def verdict(word: str, gain: Interval, title: str) -> tuple[str, str]:
+    """(a label, the headline) of the verdict `gain`, `no_gain` or `harm`, which evaluate reached by the interval alone.
+
+    `title` is the primary metric's.
+    """
+    size = f"{points(gain.estimate)} points of {title}" if gain.estimate is not None else "nothing to compare"
     return {
         "gain": ("Gain", f"Synthetic images help: {size}"),
         "harm": ("Harm", f"Synthetic images harm: {size}"),
@@ -200,28 +115,21 @@ PARTS = {
     "prior_shift": ("Prior shift", "what a logit offset gives alone, to compare with: no part of the gain"),
     "regularisation": (
         "Regularisation",
-        "what the synthetic_fraction and the labels give with train images in the place of new ones",
+        "what the synthetic fraction and the labels give with train images in the place of new ones",
     ),
     "new_content": ("New content", "what only the new images give"),
 }
 
 
-def images(value: float | None) -> str:
-    """A number of images that need not be whole: 0, 3.4, 34, 1,234."""
-    if value is None:
-        return NONE
-    return f"{value:.1f}" if 0 < value < 9.95 else f"{value:,.0f}"
-
-
-def real_images(worth: Mapping[str, object]) -> str:
-    """What metrics.json says of the worth: worth about 34 real images a class [12, more than 300]."""
+def real_images(equivalent: Mapping[str, object]) -> str:
+    """Of equivalent_real_images in metrics.json: worth about 34 real images a class [12, more than 300]."""
     about, low, high = (
-        f"more than {images(_finite(worth.get(name)))}" if worth.get(beyond) else images(_finite(worth.get(name)))
+        f"more than {images(finite(equivalent.get(name)))}" if equivalent.get(beyond) else images(finite(equivalent.get(name)))
         for name, beyond in (("real_images_per_class", "beyond"), ("low", "low_beyond"), ("high", "high_beyond"))
     )
     if about == "0":
         about = "no"
-    elif not worth.get("beyond"):
+    elif not equivalent.get("beyond"):
         about = f"about {about}"
     return f"worth {about} real images a class [{low}, {high}]"
 
@@ -244,7 +152,7 @@ def drift_reasons(found: Mapping[str, Any]) -> list[str]:
 
 
 def _drift_reason(reason: Mapping[str, Any]) -> str:
-    name, value = clip(reason.get("class"), 40), _finite(reason.get("value"))
+    name, value = clip(reason.get("class"), 40), finite(reason.get("value"))
     return {
         "always": "drift.retrain is always",
         "new": f"class {name} is new",

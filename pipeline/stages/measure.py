@@ -1,4 +1,4 @@
-"""measure: what one family is worth on real validation rows, for choosing among families."""
+"""Measure: what one family can do on real validation rows, for choosing among families."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, ch
         runs.mkdir(exist_ok=True)
         found = {
             "family": family,
+            "metric": params.evaluate.metric,
             "density": fitted.traits.density,
             "likelihood": fitted.traits.likelihood,
             "cas": measures.cas(params, data, Manifest.read(pool), runs),

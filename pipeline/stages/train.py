@@ -28,7 +28,13 @@ def run(
     For the family `ensemble`, `pool` and `checked` are the folders of all families; nothing is written where it is not wanted.
     """
     data = Prepared(prepared)
-    settings = (params.seed, params.data.flips, params.classifier.model_dump(), params.arms.model_dump())
+    settings = (
+        params.seed,
+        params.data.flips,
+        params.classifier.model_dump(),
+        params.arms.model_dump(),
+        params.evaluate.metric,
+    )
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     if family is None:
         reserve = [prepared / "reserve.parquet"] if params.arms.curve else []

@@ -13,15 +13,15 @@ from benchmarks import gain
 from pipeline.errors import InputError
 
 
-def project(folder: Path, estimate: float, worth: float | None = None) -> Path:
+def project(folder: Path, estimate: float, equivalent: float | None = None) -> Path:
     interval = {"estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.02}
     metrics = {
         "verdict": "no_gain", "baseline": "augment", "generator": "vae",
         "gain": {"balanced_accuracy": interval, "tail_recall": interval},
     }  # fmt: skip
-    if worth is not None:
+    if equivalent is not None:
         metrics["equivalent_real_images"] = {
-            "curve": [[0, 0.8, 0.7, 0.9], [100, 0.9, 0.8, 1.0]], "real_images_per_class": worth, "low": 0.0, "high": 100.0
+            "curve": [[0, 0.8, 0.7, 0.9], [100, 0.9, 0.8, 1.0]], "real_images_per_class": equivalent, "low": 0.0, "high": 100.0
         }  # fmt: skip
     details = {
         "per_seed": {"augment": {"balanced_accuracy": [0.8, 0.9]}, "synthetic": {"balanced_accuracy": [0.82, 0.93]}},
@@ -52,18 +52,19 @@ def test_rows_are_those_of_the_project_and_other_data_sets_stay(tmp_path: Path) 
     assert "| synthetic | 0.875 | 0.820 0.930 |" in text and text.index("| digits |") < text.index("| mnist |")
 
 
-@pytest.mark.parametrize(("worth", "said"), [(4.26, "4.3 [0, > 100]"), (0.0, "0 [0, > 100]"), (100.0, "> 100 [0, > 100]")])
-def test_the_worth_in_real_images_is_a_row_and_a_column(tmp_path: Path, worth: float, said: str) -> None:
-    gains, summary = gain.rows("mnist", project(tmp_path / "mnist", 0.01, worth))
+@pytest.mark.parametrize(("equivalent", "said"), [(4.26, "4.3 [0, > 100]"), (0.0, "0 [0, > 100]"), (100.0, "> 100 [0, > 100]")])
+def test_equivalent_real_images_are_a_row_and_a_column(tmp_path: Path, equivalent: float, said: str) -> None:
+    gains, summary = gain.rows("mnist", project(tmp_path / "mnist", 0.01, equivalent))
     found = {row["metric"]: (row["estimate"], row["low"], row["high"]) for row in summary}
-    assert found["equivalent_real_images_per_class"] == (worth, 0.0, 100.0) and found["equivalent_curve_end"] == (100, 100, 100)
+    assert found["equivalent_real_images_per_class"] == (equivalent, 0.0, 100.0)
+    assert found["equivalent_curve_end"] == (100, 100, 100)
     other = gain.rows("digits", project(tmp_path / "digits", 0.02))  # without a curve
     every = [
         gain.merged(tmp_path / "gain.csv", gain.GAIN, gains + other[0]),
         gain.merged(tmp_path / "summary.csv", gain.SUMMARY, summary + other[1]),
     ]
     table = gain.page(*every).split("\n\n")[2].splitlines()
-    assert table[0].endswith("| worth in images |") and len({line.count("|") for line in table}) == 1
+    assert table[0].endswith("| real images |") and len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| digits ") and table[2].endswith("| – |")
     assert table[3].startswith("| mnist ") and table[3].endswith(f"| {said} |")
 
@@ -100,7 +101,7 @@ def test_a_rerun_has_another_seed_and_a_place_of_its_own(
         assert f"data set {wrong}; expected one of digits" in capsys.readouterr().err
 
 
-def test_a_data_set_is_laid_with_its_list_and_all_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_is_laid_with_its_list_and_all_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)

@@ -224,14 +224,6 @@ def test_auto_takes_the_larger_network_from_64_pixels(size: int, kind: str) -> N
         torch.testing.assert_close(both[:1], one, atol=1e-4, rtol=1e-3)
 
 
-def test_balanced_accuracy_is_that_of_sklearn() -> None:
-    from sklearn.metrics import balanced_accuracy_score
-
-    r = np.random.default_rng(0)
-    p, y = r.random((50, 4)), r.integers(0, 3, 50)
-    assert train.balanced_accuracy(p[:, :3], y) == pytest.approx(balanced_accuracy_score(y, p[:, :3].argmax(1)))
-
-
 def test_margins_by_hand() -> None:
     z, m, o = torch.tensor([[1.0, -1.0, 0.5]]), torch.tensor([0.2, 0.4, 0.8]), torch.zeros(3)
     # Cao et al. (2019): the label's logit less its margin, the others as they are.

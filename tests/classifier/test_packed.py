@@ -19,6 +19,7 @@ from pipeline.classifier.packed import Campaign, Run, runs_of, train_all
 from pipeline.config import Engine
 from pipeline.core import weights
 from pipeline.errors import Diverged, WorkerLost
+from pipeline.metrics.standard import BalancedAccuracy
 
 ROOT = Path(__file__).parents[2]
 PARAMS = digits_project.params(classifier={"network": "small", "steps": 4, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0})
@@ -31,7 +32,7 @@ def campaign(workers: int = 2, **settings: object) -> Campaign:
     none = np.zeros(0, np.int64)
     data = TrainingData(3, images, targets, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
     where = PARAMS.engine.model_copy(update={"workers": workers})
-    return Campaign(data, CONFIG.model_copy(update=settings), "none", 0, images, targets, where)
+    return Campaign(data, CONFIG.model_copy(update=settings), "none", 0, images, targets, where, BalancedAccuracy())
 
 
 def runs(folder: Path, n: int = 2) -> list[Run]:
@@ -66,7 +67,7 @@ def test_every_real_only_arm_is_trained_and_its_file_gives_the_network_that_was_
     train_all(shared, every)
     for run in every:
         predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
-        assert run.score == train.balanced_accuracy(predicted, shared.val_targets), run.arm.name
+        assert run.score == shared.metric.score(predicted, shared.val_targets), run.arm.name
 
 
 def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_score_is_that_of_the_weights(tmp_path: Path) -> None:
     shared, run = campaign(1), runs(tmp_path, 1)[0]
     train_all(shared, [run])
     predicted = train.predict(train.load(run.file), from_numpy(shared.val_images))
-    assert run.score == train.balanced_accuracy(predicted, shared.val_targets)
+    assert run.score == shared.metric.score(predicted, shared.val_targets)
 
 
 def test_only_missing_runs_are_trained(tmp_path: Path) -> None:

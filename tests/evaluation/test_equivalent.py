@@ -1,4 +1,4 @@
-"""What synthetic images are worth: on curves where the answer is known, and in parts."""
+"""Equivalent real images on curves where the answer is known, and the parts of a gain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipeline.config import SELF_DISTILLATION
 from pipeline.evaluation import equivalent
 from pipeline.evaluation.intervals import interval, resample, resampled
 from pipeline.evaluation.verdict import verdict
+from pipeline.metrics.standard import BalancedAccuracy
 
 EXTRA = [0, 10, 100]
 
@@ -93,7 +94,7 @@ def test_the_interval_lies_above_zero_where_the_gain_s_does(shift: float) -> Non
     _, seeds = draws()
     gain = interval(shift + noise, seeds, 0.95)
     said = found([0.0, 0.05, 0.1], shift + noise)
-    assert (said["low"] > 0) == (verdict(gain) == "gain")
+    assert (said["low"] > 0) == (verdict(gain, BalancedAccuracy()) == "gain")
     assert (said["real_images_per_class"] > 0) == (gain.estimate > 0)
 
 
@@ -131,9 +132,9 @@ KNOWN = recipes(params().classifier)
 def test_the_prior_s_part_is_that_of_one_recipe_with_and_without_an_offset(
     arms: dict[str, float], best: str, pair: tuple[str, str] | None
 ) -> None:
-    said = equivalent.parts(arms, best, best, KNOWN)
+    said = equivalent.parts(arms, best, best, KNOWN, BalancedAccuracy())
     assert said.get("prior_shift") == pair
     assert said["regularisation"] == ("replay", best) and said["new_content"] == ("synthetic", "replay")
     # Above all of them the student of the best: the prior's part is its teacher's.
-    taught = equivalent.parts({**arms, SELF_DISTILLATION: 1.0}, SELF_DISTILLATION, best, KNOWN)
+    taught = equivalent.parts({**arms, SELF_DISTILLATION: 1.0}, SELF_DISTILLATION, best, KNOWN, BalancedAccuracy())
     assert taught.get("prior_shift") == pair and taught["regularisation"] == ("replay", SELF_DISTILLATION)

@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.fit(to_float(images), targets, seed=0).save(folder / "models/naive")
     closeness = {"unfiltered_kid": {"estimate": 0.5, "low": 0.4, "high": 0.6}, "kid": {"estimate": 0.1}}
     summary = {"fidelity": closeness, "accepted": {"0": 30, "1": 66}, "n": 120}
-    work.write_json(folder / "verdicts/naive/summary.json", summary)
+    work.write_json(folder / "checked/naive/summary.json", summary)
     (folder / "prepared/test.parquet").unlink()  # nobody may ask for it
     return folder
 
@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def measured(project: Path, params: Any = PARAMS) -> dict[str, Any]:
     measure.run(
         params, "naive", project / "prepared", project / "models/naive", project / "pools/naive",
-        project / "verdicts/naive", project / "measures/naive",
+        project / "checked/naive", project / "measures/naive",
     )  # fmt: skip
     return dict(json.loads((project / "measures/naive/measures.json").read_text()))
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from pipeline.report import figures
 from pipeline.report.figures import Scale
-from pipeline.report.words import Interval, points
+from pipeline.report.numbers import Interval, points
 
 
 def xs(svg: Markup, what: str = r"x[12]?") -> list[float]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from helpers import toy_metric
 from helpers.report_project import BEST, Project, drift
 from pipeline.errors import DataError
 from pipeline.report import album, gallery, page
@@ -139,25 +140,51 @@ def test_a_family_that_is_no_longer_asked_for_is_not_shown(make: Make) -> None:
     assert "external" not in plain(project.render()).replace("external.parquet", "")
 
 
-def test_the_worth_in_real_images_stands_beneath_the_verdict_and_with_its_curve(make: Make) -> None:
+def test_equivalent_real_images_stand_beneath_the_verdict_and_with_their_curve(make: Make) -> None:
     project = make()
     html = project.render()
     text, said = plain(html), "worth about 23 real images a class [4.3, more than 100]"
     assert text.index(f"The synthetic images are {said}.") < text.index("What to do next")
-    assert f"{said}, 222 in all: with so many more the best real-only arm would score the same." in text
+    assert f"{said}, 222 in all. With so many more the best real-only arm would score the same." in text
     assert f'aria-label="learning curve: synthetic images are {said}"' in html
     project.change(
         "metrics.json",
         lambda m: m["equivalent_real_images"].update(real_images_per_class=100.0, beyond=True, real_images=900.0),
     )
     text = plain(project.render())
-    assert "worth more than 100 real images a class [4.3, more than 100], more than 900 in all: with so many" in text
+    assert "worth more than 100 real images a class [4.3, more than 100], more than 900 in all. With so many" in text
     nothing = {"real_images_per_class": 0.0, "low": 0.0, "beyond": False, "real_images": 0.0}
     project.change("metrics.json", lambda m: m["equivalent_real_images"].update(nothing))
     text = plain(project.render())
     assert "worth no real images a class [0, more than 100]." in text and "in all:" not in text
     project.change("metrics.json", lambda m: m.pop("equivalent_real_images"))
     assert "real images a class" not in plain(project.render())
+
+
+def test_another_metric_that_is_good_when_low_decides_the_whole_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_metric.install(monkeypatch)
+    project = make(verdict="gain")
+    low = {"estimate": -0.04, "low": -0.05, "high": -0.03}
+    score = {"estimate": 0.12, "low": 0.1, "high": 0.14}
+
+    def change(metrics: dict[str, Any]) -> None:
+        metrics["metric"] = "error_rate"
+        metrics["gain"]["error_rate"] = low
+        for result in metrics["generators"].values():
+            result["gain"]["error_rate"] = low
+        for arm in (*metrics["arms"].values(), *metrics["reference"].values()):
+            arm["error_rate"] = score
+
+    project.change("metrics.json", change)
+    with open(project.path("gains.csv"), "a") as file:
+        file.write("synthetic,error_rate,-0.04,-0.05,-0.03\n")
+    text = plain(project.render())
+    assert "Synthetic images help: −4.0 points of error rate 95 % interval −5.0 to −3.0" in text
+    assert "← gain points of error rate harm →" in text and f"Error rate, points against {BEST}" in text
+    assert "Error rate, % 12.0 → 12.0" in text and "error rate, % more real images of each class" in text
+    assert "error rate of a classifier that saw these images alone; low is good" in text
+    assert text.index("Arm Error rate Balanced accuracy") > 0
+    assert "balanced accuracy" not in text
 
 
 def test_the_parts_of_the_gain_stand_with_their_arms(make: Make) -> None:
@@ -206,11 +233,11 @@ def test_recall_of_each_class_stands_beside_its_train_images(make: Make) -> None
 def test_a_strip_shows_the_images_and_their_neighbours(make: Make) -> None:
     project = make()
     html = project.render()
-    judged = pq.read_table(project.path("data/checked/flow_matching/images.parquet")).to_pylist()
+    checked = pq.read_table(project.path("data/checked/flow_matching/images.parquet")).to_pylist()
     pool = pq.read_table(project.path("data/pools/flow_matching")).to_pylist()
     stored = {row["sample_id"]: np.asarray(Image.open(io.BytesIO(row["image"]))) for row in pool}
     stored |= {name: picture[0] for name, picture in project.pixels.items()}
-    nearest = {row["sample_id"]: row["nearest"] for row in judged if row["accepted"]}
+    nearest = {row["sample_id"]: row["nearest"] for row in checked if row["accepted"]}
     images = re.findall(r'<img src="([^"]+)" width="64" height="64" alt="([^"]+)" title="([^"]+)" class="px">', html)
     assert len(images) > 200
     for uri, _, name in images:
@@ -404,11 +431,11 @@ def nothing_accepted(project: Project) -> str:
     return "validation accepted no synthetic image"
 
 
-def nothing_judged(project: Project) -> str:
+def nothing_checked(project: Project) -> str:
     for name in ("images", "checks"):
         path = project.path(f"data/checked/flow_matching/{name}.parquet")
         pq.write_table(pq.read_schema(path).empty_table(), path)
-    return "Not one of the 228 images of flow_matching was judged"
+    return "Not one of the 228 images of flow_matching was checked"
 
 
 def nothing_made(project: Project) -> str:
@@ -459,7 +486,7 @@ def nothing_but_the_verdict(project: Project) -> str:
 
 @pytest.mark.parametrize(
     "loss",
-    [nothing_rejected, nothing_accepted, nothing_judged, nothing_made, no_tail, nothing_rare, nothing_but_the_verdict],
+    [nothing_rejected, nothing_accepted, nothing_checked, nothing_made, no_tail, nothing_rare, nothing_but_the_verdict],
     ids=lambda f: f.__name__,
 )
 def test_missing_parts_read_well(make: Make, loss: Callable[[Project], str]) -> None:

@@ -1,37 +1,12 @@
-"""Numbers and sentences."""
+"""Sentences."""
 
 from __future__ import annotations
 
 import pytest
 
+from pipeline.metrics.registry import named
 from pipeline.report import words
-from pipeline.report.words import Interval
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(0.0213, "+2.1"), (-0.0041, "−0.4"), (0.0, "0.0"), (0.0003, "+0.03"), (-0.0003, "−0.03"), (0.25, "+25.0"), (None, "–")],
-)
-def test_a_gain_is_in_points_with_a_sign_and_never_zero_unless_it_is(value: float | None, said: str) -> None:
-    assert words.points(value) == said
-
-
-def test_scores_are_percentages_with_one_decimal() -> None:
-    assert words.percent(0.87349) == "87.3"
-    assert words.percent(1.0) == "100.0"
-    assert words.percent_range(Interval(0.5, 0.42, 0.58)) == "42.0 to 58.0"
-    assert words.percent_range(Interval(0.5)) == ""
-
-
-def test_an_interval_comes_from_what_is_there() -> None:
-    assert Interval.of({"estimate": 1, "low": None}) == Interval(1.0)
-    assert Interval.of(0.5) == Interval(0.5)
-    assert Interval.of(float("nan")) == Interval.of(None) == Interval.of({}) == Interval.of(True) == Interval(None)
-
-
-def test_measurements_keep_their_digits() -> None:
-    assert [words.measure(v) for v in (4.0, 0.0213, -1.5, 12345.0, 100.0)] == ["4.00", "0.0213", "−1.50", "12,345", "100"]
-    assert [words.number(v) for v in (4.0, 0.3, -2.5)] == ["4", "0.3", "−2.5"]
+from pipeline.report.numbers import Interval
 
 
 @pytest.mark.parametrize(
@@ -53,19 +28,11 @@ def test_every_reason_for_fitting_anew_has_words(reason: dict[str, object], said
     )
 
 
-def test_a_band_is_said_in_words() -> None:
-    assert words.band(0.8, 6.25) == "0.8 to 6.25"
-    assert words.band(0.5, None) == "at least 0.5"
-    assert words.band(None, 2.0) == "at most 2"
-    assert words.band(None, None) == ""
-
-
 def test_text_of_any_length_is_cut() -> None:
     assert words.clip("a\n b", 10) == "a b"
     assert words.clip("x" * 500, 10) == "x" * 9 + "…"
     assert words.clip("a\u202eb\x00c") == "a\ufffdb\ufffdc", "no name turns the text around it"
     assert words.listing([str(i) for i in range(9)], 2) == "0, 1 and 7 more"
-    assert (words.count(1, "image"), words.count(1234, "image"), words.count(None)) == ("1 image", "1,234 images", "–")
 
 
 @pytest.mark.parametrize(
@@ -95,15 +62,8 @@ def test_advice_follows_the_reason(word: str, accepted: int, made: int, syntheti
     assert "flow_matching" not in " ".join(told)
 
 
-@pytest.mark.parametrize(
-    ("value", "said"), [(0.0, "0"), (0.04, "0.0"), (3.44, "3.4"), (9.96, "10"), (33.6, "34"), (1234.4, "1,234"), (None, "–")]
-)
-def test_a_number_of_images_is_as_exact_as_it_is_small(value: float | None, said: str) -> None:
-    assert words.images(value) == said
-
-
-def test_the_worth_says_where_an_end_is_open() -> None:
-    worth = {
+def test_equivalent_real_images_say_where_an_end_is_open() -> None:
+    found = {
         "real_images_per_class": 34.2,
         "low": 0.0,
         "high": 300.0,
@@ -111,8 +71,24 @@ def test_the_worth_says_where_an_end_is_open() -> None:
         "low_beyond": False,
         "high_beyond": True,
     }
-    assert words.real_images(worth) == "worth about 34 real images a class [0, more than 300]"
-    assert words.real_images(worth | {"high": 80.4, "high_beyond": False}).endswith("about 34 real images a class [0, 80]")
+    assert words.real_images(found) == "worth about 34 real images a class [0, more than 300]"
+    assert words.real_images(found | {"high": 80.4, "high_beyond": False}).endswith("about 34 real images a class [0, 80]")
     beyond = {"real_images_per_class": 300.0, "low": 300.0, "beyond": True, "low_beyond": True}
-    assert words.real_images(worth | beyond) == "worth more than 300 real images a class [more than 300, more than 300]"
-    assert words.real_images(worth | {"real_images_per_class": 0.0}) == "worth no real images a class [0, more than 300]"
+    assert words.real_images(found | beyond) == "worth more than 300 real images a class [more than 300, more than 300]"
+    assert words.real_images(found | {"real_images_per_class": 0.0}) == "worth no real images a class [0, more than 300]"
+
+
+def test_the_verdict_is_told_in_points_of_the_metric_that_decided() -> None:
+    assert words.verdict("gain", Interval(-0.021), "error rate") == ("Gain", "Synthetic images help: −2.1 points of error rate")
+    assert words.verdict("no_gain", Interval(None), "macro F1") == ("No gain shown", "No gain shown: nothing to compare")
+
+
+def test_metrics_and_columns_have_titles() -> None:
+    assert [words.metric(n) for n in ("macro_f1", "tail_recall", "auroc")] == ["macro F1", "tail recall", "AUROC"]
+    assert words.capital("worst-class recall") == "Worst-class recall" and words.capital("") == ""
+
+
+def test_measures_of_a_model_say_which_way_is_good() -> None:
+    title, note = words.model_measures(named("worst_class_recall"))["cas"]
+    assert title == "Classification accuracy score"
+    assert note == "worst-class recall of a classifier that saw these images alone; high is good"

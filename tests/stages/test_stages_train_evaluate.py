@@ -30,6 +30,7 @@ from pipeline.core import weights
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.errors import DataError, InputError, LeakError
+from pipeline.metrics.standard import BalancedAccuracy
 from pipeline.stages import evaluate, train
 
 
@@ -154,7 +155,7 @@ def test_validation_scores_are_those_of_the_weights(done: Project) -> None:
     for name in ("real", "naive"):
         for arm, row in choice(done, name)["validation"].items():
             networks = [classifier.load(done.runs / name / arm / f"{i}.safetensors") for i in range(2)]
-            scores = [classifier.balanced_accuracy(classifier.predict(n, val.images()), targets) for n in networks]
+            scores = [BalancedAccuracy().score(classifier.predict(n, val.images()), targets) for n in networks]
             assert row["scores"] == scores
             assert row["mean"] == pytest.approx(np.mean(scores))
     best = choice(done, "real")
@@ -328,9 +329,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with pytest.MonkeyPatch.context() as patch:
         best = selection._best
 
-        def student(runs: dict[Any, list[Run]]) -> Any:
+        def student(runs: dict[Any, list[Run]], metric: Any) -> Any:
             arms = [arm for arm in ("self_distillation", "augment") if arm in runs]
-            return arms[0] if arms else best(runs)
+            return arms[0] if arms else best(runs, metric)
 
         patch.setattr(selection, "_best", student)
         made = trained(tmp_path_factory.mktemp("taught"), TAUGHT)
@@ -419,22 +420,22 @@ def test_synthetic_images_come_beside_the_student_s_and_are_compared_with_it(tau
     assert metrics["equivalent_real_images"]["curve"][0] == [0, *(best[key] for key in ("estimate", "low", "high"))]
 
 
-def test_worth_stands_in_the_metrics(curved: Project) -> None:
+def test_equivalent_real_images_stand_in_the_metrics(curved: Project) -> None:
     from sklearn.metrics import balanced_accuracy_score
 
     metrics, gains, details = curved.evaluate(CURVE)
-    worth, best = metrics["equivalent_real_images"], choice(curved, "real")["best_real_arm"]
+    equal, best = metrics["equivalent_real_images"], choice(curved, "real")["best_real_arm"]
     assert metrics["arms"][best] != metrics["arms"]["synthetic"]
-    assert [point[0] for point in worth["curve"]] == [0, 2, 4, 6]
-    assert worth["added"] == [0, *(int(np.minimum(HELD, m).sum()) for m in (2, 4, 6))]
-    assert worth["curve"][0][1:] == [metrics["arms"][best]["balanced_accuracy"][key] for key in ("estimate", "low", "high")]
+    assert [point[0] for point in equal["curve"]] == [0, 2, 4, 6]
+    assert equal["added"] == [0, *(int(np.minimum(HELD, m).sum()) for m in (2, 4, 6))]
+    assert equal["curve"][0][1:] == [metrics["arms"][best]["balanced_accuracy"][key] for key in ("estimate", "low", "high")]
     test = Manifest.read(curved.prepared / "test.parquet")
     y = test.targets(digits_project.CLASSES).numpy()
-    for m, estimate, low, high in worth["curve"][1:]:
+    for m, estimate, low, high in equal["curve"][1:]:
         networks = [classifier.load(curved.runs / f"real/curve/{m}/{i}.safetensors") for i in range(2)]
         scores = [balanced_accuracy_score(y, classifier.predict(n, test.images()).argmax(1)) for n in networks]
         assert estimate == pytest.approx(np.mean(scores), abs=1e-6) and low <= high
-    assert 0 <= worth["low"] <= worth["high"] <= 6 and 0 <= worth["real_images_per_class"] <= 6
+    assert 0 <= equal["low"] <= equal["high"] <= 6 and 0 <= equal["real_images_per_class"] <= 6
     assert any("fewer than 6 more images of 0, 1" in w for w in details["warnings"])
     assert not any("curve" in row["arm"] for row in gains) and set(details["per_seed"]) == set(metrics["arms"])
 

@@ -12,7 +12,8 @@ from tailforge import scoreboard
 def place(tmp_path: Path, family: str, cas: float, **changes: object) -> Path:
     interval = {"estimate": cas, "low": cas - 0.02, "high": cas + 0.02}
     found = {
-        "family": family, "density": "explicit", "likelihood": "exact", "cas": interval, "bayes": interval,
+        "family": family, "metric": "balanced_accuracy",
+        "density": "explicit", "likelihood": "exact", "cas": interval, "bayes": interval,
         "bits_per_dim": {"estimate": 4.321, "low": 4.3, "high": 4.4}, "closeness": {"kid": {"estimate": 0.01234}},
         "accepted": 0.75, "parameters": 123456,
     }  # fmt: skip
@@ -51,7 +52,7 @@ def test_rows_of_other_data_sets_and_families_stay(tmp_path: Path) -> None:
     page = (out / "bakeoff.md").read_text(encoding="utf-8")
     assert page.index("## digits") < page.index("## mnist")
     assert "4.32*" in page.split("## mnist")[1] and "4.32*" not in page.split("## mnist")[0]
-    assert "Below the control `naive` in CAS: gan, vae." in page
+    assert "Worse than the control `naive` in CAS: gan, vae." in page
     assert "a machine, 2 cores, 2026-01-02, python 3.11 torch 2.13" in page
 
 

@@ -1,4 +1,4 @@
-"""Metrics of probabilities p (S, n, k) of S seeds against classes y (n,), for many weightings of the images at once.
+"""Probabilities p (S, n, k) of S seeds against classes y (n,), measured for many weightings of the images at once.
 
 A weighting w (n,) says how often each image counts; R of them are handled together as W (n, R). Per seed and class c:
 
@@ -8,10 +8,9 @@ A weighting w (n,) says how often each image counts; R of them are handled toget
     average precision  sum over distinct scores t of  (recall gained at t) x (precision at t)
     calibration error  sum_b |sum_{i in b} w_i ([yhat_i = y_i] - max_c p_ic)| / sum_i w_i,  BINS bins of equal mass
 
-Balanced accuracy is the mean of R_c, macro F1 that of F1, over the classes that the test rows hold. AUROC and average
-precision do not change when a class's score is shifted as a whole: they tell a better classifier from a moved threshold. Each
-column of scores is sorted once; all weightings then follow from cumulative sums in that order. Bins of equal mass (Nixon et
-al., 2019) are set by the unweighted rows of each seed.
+AUROC and average precision do not change when a class's score is shifted as a whole: they tell a better classifier from a moved
+threshold. Each column of scores is sorted once; all weightings then follow from cumulative sums in that order. Bins of equal
+mass (Nixon et al., 2019) are set by the unweighted rows of each seed.
 """
 
 from __future__ import annotations
@@ -19,9 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 BINS = 15
 BLOCK = 1 << 19  # numbers in a block of weightings: small enough to stay in the cache
@@ -76,10 +78,10 @@ class Predictions:
         blocks = [self._block(part) for part in _blocks(weights)]
         return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
 
-    def balanced_accuracy(self, weights: np.ndarray) -> np.ndarray:
-        """Mean recall alone, float64 (R, S): much cheaper than `metrics`. Classes that a resample lacks are left out."""
+    def recall(self, weights: np.ndarray) -> np.ndarray:
+        """Recall alone, float64 (R, S, classes present): much cheaper than `metrics`. NaN for a class that a resample lacks."""
         parts = [np.stack([_ratio(*self._hits(w, c)) for c in self.present], 2) for w in _blocks(weights)]
-        return np.asarray(np.nanmean(np.concatenate(parts), 2))
+        return np.concatenate(parts)
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -99,7 +101,8 @@ class Predictions:
         for i, c in enumerate(self.present):
             hits, actual = self._hits(w, c)
             out["recall"][:, :, c] = _ratio(hits, actual)
-            out["f1"][:, :, c] = 2 * hits / np.maximum(actual + np.stack([g[:, c] for g in guesses], 1), 1e-12)
+            f1 = 2 * hits / np.maximum(actual + np.stack([g[:, c] for g in guesses], 1), 1e-12)
+            out["f1"][:, :, c] = np.where(actual > 0, f1, np.nan)  # as recall, of a class that a resample lacks
             for s in range(seeds):
                 out["auroc"][:, s, c], out["average_precision"][:, s, c] = _areas(self.rankings[s][i], w)
         confidence = self.probabilities.max(2)
@@ -124,6 +127,8 @@ def _blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _ranking(scores: np.ndarray, positive: np.ndarray) -> Ranking:
+    from scipy.sparse import csr_array
+
     n = len(scores)
     order = np.argsort(scores, kind="stable")
     ordered, at = scores[order], np.flatnonzero(positive[order])
