@@ -33,7 +33,7 @@ import yaml
 
 from benchmarks import kills, marks, processes
 from benchmarks.processes import Process
-from flows import dvc, git, serve
+from flows import children, dvc, git, serve
 from tailforge import project, settings
 
 PAGE = Path("docs/soak.md")
@@ -91,7 +91,7 @@ class Served:
         with open(self.log, "ab") as log:
             before = log.tell()
             self.process = subprocess.Popen(
-                [*kills.TAILFORGE, "serve", "--port", str(self.port)], cwd=self.project, env=dvc.environment() | own,
+                [*kills.TAILFORGE, "serve", "--port", str(self.port)], cwd=self.project, env=children.environment() | own,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until(lambda: self.log.read_bytes()[before:].count(b"started!") >= 2 or self.process.poll() is not None, 2 * SETTLE)
@@ -235,7 +235,7 @@ def undisturbed(folder: Path, commit: str, elsewhere: Path) -> dict[str, str]:
     """Hashes of a run of `commit` in a clone that has of the project's cache what the commit's dvc.lock names."""
     git.ask(folder, "clone", "--quiet", str(folder), str(elsewhere))
     git.ask(elsewhere, "checkout", "--quiet", commit)
-    environment, own = dvc.environment() | {"PREFECT_HOME": f"{elsewhere}-home"}, [sys.executable, "-m", "dvc"]
+    environment, own = children.environment() | {"PREFECT_HOME": f"{elsewhere}-home"}, [sys.executable, "-m", "dvc"]
     for command in (
         [*own, "remote", "add", "--quiet", "--local", "--default", "project", str(folder / ".dvc/cache")],
         [*own, "pull", "--quiet", "--allow-missing"],

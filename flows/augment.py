@@ -1,8 +1,8 @@
 """The flow `augment`: from the folder of images to the verdict, one task per DVC stage, in the order of dvc.yaml.
 
-DVC decides what has to run and keeps what came out; a task therefore has no cache and no persisted result of its own.
-Stages run one after the other in the flow's own thread: each uses the whole machine, and a signal to the flow reaches
-the stage that runs. No server is needed: where the user has named none a temporary one runs (flows/server.py).
+DVC decides what has to run and keeps the results. A task therefore has no cache and no persisted result of its own. Stages run
+one after the other in the flow's own thread: each uses the whole machine, and a signal to the flow reaches the stage that runs.
+Where the user has named no server, a temporary one runs (flows/server.py).
 
 Under a schedule, stages that want a device go to workers (flows/workers.py).
 """
@@ -30,7 +30,7 @@ from flows import dvc, images, server, workers
 def reproduce(stage: str, outcomes: Iterator[dvc.Outcome]) -> dvc.Outcome | State[Any]:
     """Follow DVC through its next stage: ran | cached | skipped, or a Failed state whose message is the stage's last lines.
 
-    The state is returned and not raised: a traceback through Prefect would bury those lines.
+    The state is returned, not raised: a traceback through Prefect would bury those lines.
     """
     try:
         outcome = next(outcomes)
@@ -44,16 +44,18 @@ def reproduce(stage: str, outcomes: Iterator[dvc.Outcome]) -> dvc.Outcome | Stat
 def augment(
     project: Path, force: Sequence[str] = (), only: Sequence[str] = (), send: bool = False, remote: str = ""
 ) -> dict[str, dvc.Outcome] | State[Any]:
-    """Reproduce every stage of the project in the folder `project`, or those in `only`; those in `force` even if nothing
-    changed. With `send`, stages that want a device go to workers, through git's remote `remote` where these have clones.
+    """Reproduce the stages of the project in the folder `project`: all, or those in `only`.
 
-    Returns the outcome of each stage that ran here and leaves two artifacts, `arms` and `verdict`; or, after a stage failed, a
-    Failed state with that stage's message and exit status. Raises dvc.DvcError.
+    Stages in `force` run even if nothing changed. With `send`, stages that want a device go to workers. With `remote`, a remote
+    of git, these workers have clones of their own.
+
+    Returns the outcome of each stage that ran here, and leaves two artifacts, `arms` and `verdict`. After a failed stage it
+    returns a Failed state with that stage's message and exit status. Raises dvc.DvcError.
     """
     outcomes: dict[str, dvc.Outcome] = {}
     every = dvc.stages(project)
     for path in dvc.sweep(project, every):
-        get_run_logger().info("removed %s, which no stage makes any more", path)
+        get_run_logger().info("removed %s: no stage of dvc.yaml makes it", path)
     stages = [stage for stage in every if not only or stage in only]
     if images.unread(project):
         force = [*force, images.STAGE]
@@ -69,8 +71,7 @@ def augment(
 
 
 def _here(project: Path, stages: list[str], force: Sequence[str], outcomes: dict[str, dvc.Outcome]) -> State[Any] | None:
-    """Reproduce `stages` in this process and note their outcomes; a Failed state after the first that failed. What workers
-    have made is skipped: to see that is to have checked it."""
+    """Reproduce `stages` on this machine and add their outcomes to `outcomes`; a Failed state after the first that failed."""
     if images.STAGE in stages:
         images.begin(project)
     with closing(dvc.reproduce(project, stages, force=force, log=lambda line: get_run_logger().info(line))) as ends:
@@ -86,7 +87,7 @@ def _here(project: Path, stages: list[str], force: Sequence[str], outcomes: dict
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def publish(project: Path) -> None:
-    """Show metrics.json in Prefect: the arms as a table, the verdict as text."""
+    """Show metrics.json in Prefect: the arms as a table, the verdict and the gain as text."""
     metrics: dict[str, Any] = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
     names = dict.fromkeys(name for values in metrics["arms"].values() for name in values)
     rows = [{"arm": arm, **{m: interval(values.get(m)) for m in names}} for arm, values in metrics["arms"].items()]
@@ -107,7 +108,7 @@ def interval(value: dict[str, float] | None, *, sign: bool = False) -> str:
 
 
 def main(project: Path, force: Sequence[str]) -> int:
-    """Run the flow; returns the failed stage's exit status, 2 where there is no server for it, 1 for another failure."""
+    """Run the flow. The exit status: 0, that of the stage that failed, 2 without a server, 1 for another failure."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_worth_reading)
     try:
@@ -123,8 +124,8 @@ def main(project: Path, force: Sequence[str]) -> int:
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
-    """What the stages print, and warnings; not the states of tasks. Prefect's own record keeps all of it."""
-    return record.module in ("augment", "dvc") or (record.levelno >= logging.WARNING and record.name != "prefect.task_runs")
+    """Whether a record is output of a stage or a warning, and not the state of a task. Prefect's own record keeps all."""
+    return record.module == "augment" or (record.levelno >= logging.WARNING and record.name != "prefect.task_runs")
 
 
 if __name__ == "__main__":

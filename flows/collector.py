@@ -1,9 +1,12 @@
 """`python -m flows.collector MODULE ...` is `python -m MODULE ...` with a thread of its own for collecting garbage.
 
-Prefect's server needs it with SQLite. Python collects cyclic garbage in the thread that happens to allocate, there mostly the
-event loop's. It may find a cursor there, whose end waits for its connection's mutex; a thread may hold that while it waits for
-the database's write lock, for 60 s at most; and a transaction that only the event loop can end may hold the lock. So nothing
-moves for a minute, and heartbeats of that time are lost. A thread that does nothing else may wait.
+Prefect's server needs it with SQLite, or it may stand still for a minute and lose the heartbeats of that time:
+
+    the event loop   collects garbage, since it happens to allocate; it finds a cursor and waits for its connection's mutex
+    a thread         holds that mutex and waits for the database's write lock, for 60 s at most
+    a transaction    holds the write lock, and only the event loop can end it
+
+A thread that does nothing but collect may wait.
 """
 
 from __future__ import annotations

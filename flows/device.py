@@ -1,11 +1,11 @@
-"""One stage on a device at a time, whichever project and user of the machine has started its worker.
+"""One stage on a device at a time, for all projects and users of the machine.
 
 A worker of the pool `gpu` stands for one device of its machine and names it in TAILFORGE_DEVICE. A stage holds the lock of
-that device, and so does the supervisor of its processes: a hard kill of the worker or of the flow frees the device as soon
-as nothing of them is left on it, neither before nor later, since the lock is the kernel's. `tailforge run` has no worker and
-takes no lock.
+that device, and so does the supervisor of its processes. The lock is the kernel's: when the worker or the flow is killed, the
+device is free as soon as none of their processes is left, not earlier and not later. `tailforge run` has no worker and takes no
+lock.
 
-    TMPDIR/tailforge-device-NAME.lock   opened for reading alone, which is all that a lock wants: it may be another user's
+    TMPDIR/tailforge-device-NAME.lock   opened for reading, which is enough for a lock; it may be another user's
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def name() -> str:
 
 @contextmanager
 def held(log: Callable[[str], object] = print) -> Iterator[list[int]]:
-    """Hold the device that the environment names, after waiting for it; yields descriptors to hand on, or none."""
+    """Wait for the device that the environment names, and hold it. Yields the descriptors that the stage has to keep open."""
     if VARIABLE not in os.environ:
         yield []
         return
@@ -46,8 +46,10 @@ def held(log: Callable[[str], object] = print) -> Iterator[list[int]]:
 
 
 def _opened(file: Path) -> int:
-    """A descriptor of the lock; the file is made where there is none, for all users, and never opened by O_CREAT once it is
-    there, which Linux forbids for the file of another user in a folder of all (protected_regular)."""
+    """A descriptor of the lock's file, which is made for all users where there is none.
+
+    A file that is there is never opened with O_CREAT: Linux refuses that for another user's file in /tmp (protected_regular).
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         with contextlib.suppress(FileNotFoundError):

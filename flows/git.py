@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.dvc import environment
+from flows.children import environment
 
 
 class GitError(RuntimeError):
@@ -15,9 +15,9 @@ class GitError(RuntimeError):
 
 
 def ask(folder: Path, *arguments: str, errors: str = "strict", **variables: str) -> str:
-    """What git prints, which is UTF-8 or else decoded as `errors` says, with `variables` in its environment.
+    """What git prints, decoded from UTF-8; `errors` as in bytes.decode. `variables` are added to git's environment.
 
-    Where a signal ends this process, git is stopped by one after which it tidies up. Raises GitError.
+    A signal that ends this process stops git by SIGTERM, so that it can remove its locks. Raises GitError.
     """
     try:
         process = subprocess.Popen(
@@ -41,7 +41,7 @@ def ask(folder: Path, *arguments: str, errors: str = "strict", **variables: str)
 
 
 def holds(folder: Path, revision: str) -> bool:
-    """Whether `revision` is there."""
+    """Whether the repository has `revision`."""
     try:
         ask(folder, "cat-file", "-e", revision)
     except GitError:
@@ -50,12 +50,15 @@ def holds(folder: Path, revision: str) -> bool:
 
 
 def precedes(folder: Path, earlier: str, later: str) -> bool:
-    """Whether the commit `later` is `earlier` or comes after it. Raises GitError where one of them is not there."""
+    """Whether `later` is the commit `earlier` or descends from it. Raises GitError where one of them does not exist."""
     return not ask(folder, "rev-list", "--max-count=1", earlier, f"^{later}").strip()
 
 
 def snapshot(folder: Path, files: Sequence[str], message: str) -> str:
-    """A commit of HEAD with these files as they are now, of which no branch and no index knows; its hash. Raises GitError."""
+    """Commit these files as they are now on top of HEAD, without a branch and without a change to the index; the hash.
+
+    Raises GitError.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         own = {"GIT_INDEX_FILE": str(Path(temporary, "index"))}
         ask(folder, "read-tree", "HEAD", **own)
@@ -65,7 +68,7 @@ def snapshot(folder: Path, files: Sequence[str], message: str) -> str:
 
 
 def identity(folder: Path) -> list[str]:
-    """Options that give git a name where the user has set none."""
+    """Options that give commits an author where the user has set none."""
     try:
         ask(folder, "config", "user.email")
     except GitError:

@@ -1,11 +1,12 @@
-"""The folders of images that the settings name, and images that come while a run reads them: the next run reads those.
+"""The folders of images that the settings name, and images that arrive while a run reads them.
 
-DVC notes what a stage has read when the stage has ended. What came meanwhile would be noted as read, and no later run would see
-that it was not. So from before `prepare` begins until it has ended and no image has changed there is
+DVC records what a stage has read when the stage has ended. An image that arrives meanwhile is recorded as read, and no
+later run would read it. Therefore a file is written before `prepare` begins:
 
-    .tailforge/unread    hash of name, size and time of every image, as they were before
+    .tailforge/unread    hash of name, size and time of every image
 
-and while that is there `prepare` runs though DVC sees no change.
+It is removed when `prepare` has ended and no image has changed since. While it is there `prepare` runs, though DVC sees no
+change.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from pathlib import Path
 
 import yaml
 
-STAGE = "prepare"  # of dvc.yaml: the only one that reads them
+STAGE = "prepare"  # of dvc.yaml; no other stage reads images
 UNREAD = Path(".tailforge/unread")
 SETTINGS = (("data", "path"), ("data", "external"))  # of params.yaml
 
 
 def folders(project: Path) -> list[Path]:
-    """As the settings name them: absolute, or relative to `project`."""
+    """The folders as the settings name them: absolute, or relative to `project`."""
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     named = [Path(str((params.get(section) or {}).get(key) or "")) for section, key in SETTINGS]
     return [path for path in named if path.parts]
 
 
 def unread(project: Path) -> bool:
-    """Whether there may be images that no run has read, though DVC notes that one has."""
+    """Whether there may be images that no run has read though DVC has recorded them."""
     return (project / UNREAD).exists()
 
 
@@ -41,7 +42,7 @@ def begin(project: Path) -> None:
 
 
 def end(project: Path) -> None:
-    """Call when DVC has noted that `prepare` has ended."""
+    """Call when DVC has recorded `prepare`."""
     file = project / UNREAD
     if file.read_text(encoding="ascii") == _state(project):
         file.unlink()

@@ -1,16 +1,17 @@
-"""Runs that died without a word are called crashed, so that whoever waits for them hears of it.
+"""Which runs are dead though Prefect has them as running. They are set to Crashed, so that whoever waits for them hears of it.
 
-A run sends a heartbeat every HEARTBEAT seconds. The server is asked every PAUSE seconds which runs have not ended, and what was
-heard of each last: a heartbeat, or another state. While its process is one of this machine's it lives. After k looks in a row
-that found nothing new, it is dead where
+A run sends a heartbeat every HEARTBEAT seconds. Every PAUSE seconds the server is asked which runs have not ended, and for the
+last sign of life of each: its number of heartbeats, and its state. A run whose process is on this machine lives. Any other run
+is dead after k looks in a row without a new sign, where
 
     k PAUSE >= SILENCE
-    k PAUSE >= GONE       and its process was here before: nothing new can come, but from the worker that has seen its end.
+    k PAUSE >= GONE       for a run whose process was here before; only its worker, which saw its end, can still report
 
-Looks that the server answered are counted, not seconds, and heartbeats, not their times: a machine that slept or whose clock is
-wrong, a server that was away or slow makes no run older. A run within another (`augment` in `scheduled`) lives as long as that
-one. A run that was not sent to a worker is judged once it has sent a heartbeat: `tailforge run` with a temporary server writes
-into the same database, and sends none (flows/server.py).
+Looks are counted, not seconds, and only those that the server answered. Heartbeats are counted, whatever time they carry. So no
+run grows older while the machine sleeps, its clock is wrong, or the server is away or slow.
+
+A run within another (`augment` in `scheduled`) lives as long as that one. A run that no worker has counts only after its first
+heartbeat: `tailforge run` with a temporary server writes into the same database and sends none (flows/server.py).
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from flows.server import HEARTBEAT
 
 PAUSE = 10.0  # seconds between two looks
 SILENCE = 3.0 * HEARTBEAT
-GONE = 3 * PAUSE  # in which a worker says how a process of its own has ended
-FLOWS = ("scheduled", "augment", "stage")  # names of ours; a server may have others
+GONE = 3 * PAUSE  # seconds that a worker has to report how its process ended
+FLOWS = ("scheduled", "augment", "stage")  # our flows; a server may have others
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 HEARTBEATS = {
     "event": {"name": ["prefect.flow-run.heartbeat"]},
-    "occurred": {"until": "9000-01-01T00:00:00Z"},  # those of a clock that is ahead too
+    "occurred": {"until": "9000-01-01T00:00:00Z"},  # a clock may be ahead
 }
 
-Sign = tuple[UUID, int]  # of the state; how many heartbeats there were
+Sign = tuple[UUID, int]  # the id of the state, the number of heartbeats
 
 
-class Silence:
-    """What the looks have found: for each run that is under way its last sign, and how many looks in a row had no other."""
+class Liveness:
+    """What the looks have found: {run: its last sign, and how many looks in a row brought no other}, of runs under way."""
 
     def __init__(self) -> None:
         self.signs: dict[UUID, tuple[Sign, int]] = {}
@@ -56,8 +57,10 @@ class Silence:
         self.refusal = ""
 
     def age(self, signs: Mapping[UUID, Sign], here: Collection[UUID]) -> dict[UUID, float]:
-        """{run: seconds of silence} of the runs that are dead by one more look, which found these `signs`, and processes of
-        the runs `here`."""
+        """Take in one look: the `signs` that it found, and the runs that have a process `here`.
+
+        Returns {run: seconds without a sign} of the runs that are dead.
+        """
         before, self.signs = self.signs, {}
         for run, sign in signs.items():
             last, looks = before.get(run, (None, 0))
@@ -67,8 +70,10 @@ class Silence:
         return {run: s for run, s in silent.items() if s >= (GONE if run in self.were_here else SILENCE)}
 
     def look(self, say: Callable[[str], object]) -> None:
-        """Look once, and have the server call crashed who is dead, or cancelled who was to be. Without answers of the server
-        within PAUSE this was no look."""
+        """Look once. Dead runs are set to Crashed, or to Cancelled where that was asked for.
+
+        A look without answers of the server within PAUSE seconds does not count.
+        """
         begun = time.monotonic()
         quick = {PREFECT_API_REQUEST_TIMEOUT: PAUSE, PREFECT_CLIENT_MAX_RETRIES: 0}
         try:
@@ -85,10 +90,12 @@ class Silence:
                 for one, seconds in self.age(found, here).items():
                     said = f"no sign of life for {seconds:.0f} s: its process is gone"
                     end = Cancelled if runs[one].state_type is StateType.CANCELLING else Crashed
-                    if client.set_flow_run_state(one, end(message=said)).status is SetStateStatus.ACCEPT:  # not ended since
+                    if (
+                        client.set_flow_run_state(one, end(message=said)).status is SetStateStatus.ACCEPT
+                    ):  # refused for a run that has ended since
                         say(f"{runs[one].name} has {'crashed' if end is Crashed else 'been cancelled'}: {said}")
                 self.refusal = ""
-        except (httpx.TransportError, ObjectNotFound):  # away, or the user has deleted a run meanwhile
+        except (httpx.TransportError, ObjectNotFound):  # the server is away, or the user has deleted a run
             return
         except httpx.HTTPStatusError as error:
             status, asked = error.response.status_code, error.request.url.path
@@ -110,12 +117,12 @@ def _under_way(client: SyncPrefectClient) -> list[FlowRun]:
 def _sign(client: SyncPrefectClient, run: FlowRun) -> Sign:
     of = HEARTBEATS | {"resource": {"id": [f"prefect.flow-run.{run.id}"]}}
     total = client.request("POST", "/events/filter", json={"filter": of, "limit": 1}).raise_for_status().json()["total"]
-    assert run.state is not None  # what is filtered by its state has one
+    assert run.state is not None  # runs were asked for by their state
     return run.state.id, total
 
 
 def _around(client: SyncPrefectClient, run: FlowRun) -> UUID | None:
-    """The run in whose process this one is; None where it has its own."""
+    """The run in whose process this one runs; None for a run with a process of its own."""
     if run.deployment_id or not run.parent_task_run_id:
         return None
     with contextlib.suppress(ObjectNotFound):  # task runs are recorded with a delay
@@ -124,10 +131,10 @@ def _around(client: SyncPrefectClient, run: FlowRun) -> UUID | None:
 
 
 def _here(run: FlowRun) -> bool:
-    """Whether the process of the run, as its worker has it, is one that this process has started, or they have."""
+    """Whether the run's process, which its worker has reported, descends from this process and belongs to the run."""
     try:
         process = psutil.Process(int(run.infrastructure_pid or ""))
         own = process.environ().get("PREFECT__FLOW_RUN_ID") == str(run.id)
         return own and os.getpid() in (p.pid for p in process.parents())
-    except (psutil.Error, ValueError):  # gone, a zombie, another user's, or known by no number
+    except (psutil.Error, ValueError):  # gone, a zombie, another user's, or not reported
         return False

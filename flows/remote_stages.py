@@ -1,13 +1,13 @@
-"""Stages on other machines, each of which has a clone of the project: git carries the state, DVC's remote the data.
+"""Stages on other machines. Each has a clone of the project: git carries the state, DVC's remote the data.
 
-publish     here: what a run has so far, to DVC's remote and the branch tailforge/RUN
-reproduce   there: that branch in a worktree of the clone; what the stage needs is pulled, what it made is pushed, and its
-            dvc.lock goes to the branch tailforge/RUN--STAGE--ATTEMPT
-collect     here: that stage's entry of dvc.lock and its results; entries of stages that ran side by side do not meet
-forget      these branches
+publish     here: push the results so far to DVC's remote, and the state to the branch tailforge/RUN
+reproduce   there: check that branch out in a worktree of the clone, pull what the stage reads, run it; push its results to
+            DVC's remote and its dvc.lock to the branch tailforge/RUN--STAGE--ATTEMPT
+collect     here: take over that stage's entry of dvc.lock, and its results
+forget      here: remove these branches
 
-A branch for each stage, since no two machines push to one; and for each attempt at it, since a machine that was taken for
-dead may still push: the run collects the attempt that it saw end, and nobody reads what another one wrote.
+Each stage has a branch of its own, so no two machines push to one. Each attempt has one too: a machine that was taken for
+dead may still push. The run collects the attempt that it saw end; nothing reads the branch of another attempt.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ import yaml
 from flows import device, dvc, git, worktree
 
 LOCK = "dvc.lock"
-FILES = (LOCK, "params.yaml", "metrics.json", "gains.csv")  # of a run's state, those that are there
+FILES = (LOCK, "params.yaml", "metrics.json", "gains.csv")  # the state of a run; some may be missing
 
 
 def branch(run: str, *attempt: str) -> str:
-    """refs/heads/tailforge/RUN, or of an attempt (stage, id): refs/heads/tailforge/RUN--STAGE--ID"""
+    """refs/heads/tailforge/RUN; for an attempt (stage, id) refs/heads/tailforge/RUN--STAGE--ID."""
     return "--".join([f"refs/heads/tailforge/{run}", *(part.replace("@", "-") for part in attempt)])
 
 
 def publish(project: Path, remote: str, run: str, done: Sequence[str]) -> None:
-    """Send the results of the stages `done`, and the state, to where others find them. Raises GitError, DvcError."""
+    """Push the results of the stages `done`, and the state of the run. Raises GitError, DvcError."""
     dvc.push(project, *done)
     _push(project, remote, branch(run))
 
 
 def reproduce(clone: Path, remote: str, run: str, stage: str, attempt: str, log: Callable[[str], object]) -> dvc.Outcome:
-    """Reproduce `stage` of a run in a worktree of `clone`, on the device that the environment names, and send what came out
-    as the attempt with the id `attempt`.
+    """Reproduce `stage` of the run in a worktree of `clone` and push the outcome under the id `attempt`.
 
-    Raises GitError, DvcError, StageFailed.
+    It runs on the device that the environment names. Raises GitError, DvcError, StageFailed.
     """
     own = branch(run, stage, attempt)
     git.ask(clone, "fetch", "--quiet", remote, f"+{branch(run)}:{own}")
@@ -54,7 +53,7 @@ def reproduce(clone: Path, remote: str, run: str, stage: str, attempt: str, log:
 
 
 def collect(project: Path, remote: str, run: str, stage: str, attempt: str) -> None:
-    """Take over what `reproduce` has sent as this attempt. Raises GitError, DvcError."""
+    """Take over what `reproduce` has pushed for this attempt. Raises GitError, DvcError."""
     git.ask(project, "fetch", "--quiet", remote, branch(run, stage, attempt))
     theirs = yaml.safe_load(git.ask(project, "show", f"FETCH_HEAD:./{LOCK}"))
     file = project / LOCK
@@ -67,7 +66,7 @@ def collect(project: Path, remote: str, run: str, stage: str, attempt: str) -> N
 
 
 def forget(project: Path, remote: str, run: str) -> None:
-    """Remove the branches of this run from the remote, and of no other. Raises GitError."""
+    """Remove the branches of this run from the remote. Raises GitError."""
     listed = git.ask(project, "ls-remote", remote, branch(run), branch(run) + "--*").split()[1::2]
     if listed:
         git.ask(project, "push", "--quiet", remote, "--delete", *listed)

@@ -3,8 +3,8 @@
     scheduled   a run of `augment` in the project's worktree, then its release: augment, augment-on-new-data, evaluate-only
     stage       one stage, on the device of the worker that takes it: reproduce-stage
 
-Stages that want a device (flows/workers.py) are runs of `stage` in the pool `gpu`; all others run in the process of
-`scheduled`, in the pool `cpu`. One run works in a worktree at a time; the next waits.
+Stages that want a device (flows/workers.py) are runs of `stage` in the pool `gpu`. All others run in the process of
+`scheduled`, in the pool `cpu`. One run works in the worktree at a time; the next one waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,11 +23,9 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from flows import device, dvc, git, images, warm, workers, worktree
-from flows import remote_stages as elsewhere
+from flows import children, device, dvc, git, images, remote_stages, warm, workers, worktree
 from flows.augment import augment
 
-TAILFORGE = [sys.executable, "-c", "from tailforge.cli import main; main()"]
 PROJECT = "TAILFORGE_PROJECT"
 GRACE = dvc.GRACE + 5.0
 
@@ -42,12 +39,13 @@ def scheduled(
     push: bool = False,
     remote: str = "",
 ) -> State[Any]:
-    """Bring the project's last commit up to date in its worktree, release what came out and merge that into the project.
+    """Bring the project's last commit up to date in its worktree, release the results and merge the release into the project.
 
-    `project` is its folder, else that of TAILFORGE_PROJECT. `only` names stages, all if none. With `if_new` nothing happens
-    unless the images, or settings and code that read them, have changed. `send` gives stages that want a device to the pool
-    `gpu`; `push` sends the data to DVC's remote before the release is made. `remote` is git's remote for workers on other
-    machines, which have clones (flows/remote_stages.py); without it they work in this worktree.
+    `project` is its folder; by default that of TAILFORGE_PROJECT. `only` names stages; by default all. With `if_new` nothing
+    happens unless the images, or the settings and the code that read them, have changed. `send` gives stages that want a device
+    to the pool `gpu`. `push` sends the data to DVC's remote before the release is made. `remote` is a remote of git through
+    which workers on other machines reach the project in clones of their own (flows/remote_stages.py). Without it workers use
+    this worktree.
     """
     home = _folder(project)
     with worktree.opened(home, get_run_logger().info, clear=workers.clear) as folder:
@@ -66,14 +64,15 @@ def scheduled(
 
 @flow(name="stage", flow_run_name="{stage}", persist_result=False, validate_parameters=False)
 def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = "") -> dvc.Outcome | State[Any]:
-    """Reproduce one stage on this worker's device: of the project in the folder `project`, else of TAILFORGE_PROJECT.
+    """Reproduce one stage on this worker's device, in the folder `project`; by default that of TAILFORGE_PROJECT.
 
-    With `remote` the stage is one of the run `run` on another machine, `project` a folder there, and TAILFORGE_PROJECT a clone.
+    With `remote` the stage belongs to the run `run` of another machine. `project` is then a folder there, and
+    TAILFORGE_PROJECT is a clone here.
     """
     log = get_run_logger().info
     try:
         if remote:
-            return elsewhere.reproduce(_folder(""), remote, run, stage, attempt=str(flow_run.id), log=log)
+            return remote_stages.reproduce(_folder(""), remote, run, stage, attempt=str(flow_run.id), log=log)
         with device.held(log) as held, closing(dvc.reproduce(_folder(project), [stage], log=log, keep=held)) as ends:
             return next(ends)
     except dvc.StageFailed as failed:
@@ -82,9 +81,11 @@ def reproduce_stage(stage: str, project: str = "", remote: str = "", run: str = 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def release(folder: Path, push: bool) -> dict[str, Any]:
-    """Keep the results as a release: what `tailforge release --json` says."""
-    command = [*TAILFORGE, "release", "--json", *(["--push"] if push else [])]
-    done = subprocess.run(command, cwd=folder, env=dvc.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    """Keep the results as a release; returns what `tailforge release --json` prints."""
+    command = [*children.interpreter(folder), "-m", "tailforge", "release", "--json", *(["--push"] if push else [])]
+    done = subprocess.run(
+        command, cwd=folder, env=children.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     made: dict[str, Any] = json.loads(done.stdout)
@@ -98,7 +99,7 @@ def release(folder: Path, push: bool) -> dict[str, Any]:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def merge(project: Path, revision: str) -> None:
-    """Bring what was committed into the project's branch and its results into place; where that cannot be, say how to do it."""
+    """Merge the release into the project's branch and put its results in place; otherwise log how to do that by hand."""
     log = get_run_logger().warning
     try:
         worktree.keep(project, revision)

@@ -4,13 +4,13 @@
     cpu      the worker of the pool `cpu`: whole runs, which mostly wait
     gpu-N    a worker of the pool `gpu` for each device, one stage at a time; none where other machines alone are to work
 
-Each is a process under a supervisor (flows/supervisor.py), so nothing of it outlives this one, and one that ends is started
-again. They are stopped in the reverse order: a worker waits for a server that is gone. A run whose process died with its
-worker is called crashed for its silence (flows/liveness.py).
+Each is a process under a supervisor (flows/supervisor.py), so it does not outlive this one. A process that ends is started
+again. Workers are stopped before the server, since a worker waits for a server that is gone. A run whose process died
+together with its worker is set to Crashed after a while (flows/liveness.py).
 
-Prefect's server believes whoever reaches it, and a page in a browser reaches this machine: by a request across origins, by a
-WebSocket, or under a name that its owner has pointed here (DNS rebinding). So the server always has a password, which stands
-in a header that no page can know; where the user has given none it is made once (`_password`).
+Prefect's server believes whoever reaches it, and a page in a browser reaches this machine: by a request across origins, by
+a WebSocket, or under a name that its owner has pointed here (DNS rebinding). So the server always has a password, sent in a
+header that no page can know. Where the user has given none, one is made once (`_password`).
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ from pathlib import Path
 
 from prefect.context import refresh_global_settings_context
 
-from flows import device, dvc
-from flows import liveness as silence
+from flows import children, device, dvc
+from flows.liveness import PAUSE as LOOK_AT_RUNS
+from flows.liveness import Liveness
 from flows.scheduled import PROJECT
 from flows.server import HEARTBEAT, Away, Refused, reach
 
-PREFECT = [sys.executable, "-m", "prefect"]
-GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to say so
+PREFECT = [sys.executable, "-P", "-m", "prefect"]
+GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to report that
 START = 120.0  # seconds in which a server has to answer
 LOOK = 1.0  # seconds between two looks at the processes
 PAUSE = 5.0  # seconds between two questions to a server that does not answer
-RUNS = 4  # whole runs that the worker of `cpu` may have begun; they wait for one another
+RUNS = 4  # whole runs that the worker of `cpu` takes at a time; they wait for one another
 DEFAULTS = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is away for half a minute
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_UI_API_URL": "/api",  # pages ask whom they came from, whatever name the browser knows this machine by
+    "PREFECT_UI_API_URL": "/api",  # pages ask the server that they came from, under whatever name the browser knows it
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and a busy machine is slow
-    # A look every quarter of an hour is 35,000 runs a year. Those that ended 90 days ago go; of itself Prefect forgets events.
+    # A look every quarter of an hour makes 35,000 runs a year. By default Prefect removes old events alone.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-    # In memory they are gone with the server, and Prefect ends a run whose lease is not known any more.
+    # Prefect ends a run whose lease the server does not know, and in memory leases are lost when the server starts again.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 AUTH, ORIGINS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
-PASSWORD = Path(".tailforge/password")  # of the server, where AUTH gives none
+PASSWORD = Path(".tailforge/password")  # the server's, unless AUTH gives one
 
 
 class Service:
-    """A process that has to be there."""
+    """A process that has to run for as long as `serve` does."""
 
     def __init__(self, name: str, command: Sequence[str], cwd: Path, **variables: str) -> None:
         self.name, self.cwd = name, cwd
@@ -67,7 +68,7 @@ class Service:
 
     def start(self) -> None:
         """Start it; its output is this process's standard error."""
-        self.context = dvc.supervised(self.command, cwd=self.cwd, output=sys.stderr.fileno(), grace=GRACE)
+        self.context = children.supervised(self.command, cwd=self.cwd, output=sys.stderr.fileno(), grace=GRACE)
         self.process = self.context.__enter__()
 
     def stop(self) -> None:
@@ -97,8 +98,10 @@ def devices() -> list[str]:
 def serve(
     project: Path, deployments: Path, *, host: str, port: int, lend: bool = True, say: Callable[[str], object] = print
 ) -> None:
-    """Serve the project with the deployments of the file `deployments` until a signal's exception ends it; without `lend` on
-    no device of this machine. Raises Refused."""
+    """Serve the project with the deployments of the file `deployments`, until an exception (of a signal) ends it.
+
+    Without `lend` no device of this machine is used. Raises Refused.
+    """
     _refuse(host, port)
     _settings()
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/api"
@@ -107,25 +110,38 @@ def serve(
     os.environ |= {"PREFECT_API_URL": address, AUTH: password, "PREFECT_API_AUTH_STRING": password, PROJECT: str(project)}
     os.environ.setdefault(ORIGINS, ",".join(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")))
     refresh_global_settings_context()
-    command = [sys.executable, "-m", "flows.collector", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    command = [
+        *children.interpreter(project),
+        "-m",
+        "flows.collector",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     server = Service("server", command, project)
     with ExitStack() as stack:
         stack.callback(server.stop)
         server.start()
         _await(server, address)
         _prepare(project, deployments)
-        # Without GPUs, which are lent to one stage at a time: of those that hold the lock (flows/device.py) none is here.
+        # It sees no GPU: only stages that hold the lock of a device may use it (flows/device.py).
         cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project, CUDA_VISIBLE_DEVICES="")
         say(f"serving {project} at {address.removesuffix('/api')}, password in {PASSWORD if made else AUTH}")
-        _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say, silence.Silence())
+        _watch(stack, [cpu, *(_gpu(project) if lend else [])], [server], say, Liveness())
 
 
 def work(clone: Path, say: Callable[[str], object] = print) -> None:
-    """Workers of the pool `gpu` for the devices of this machine, for the server that PREFECT_API_URL names; they work in the
-    folder `clone`. Ends by an exception (a signal). Raises Refused."""
+    """Workers of the pool `gpu`, one for each device of this machine, for the server that PREFECT_API_URL names.
+
+    They work in the folder `clone`, until an exception (of a signal) ends it. Raises Refused.
+    """
     if not os.environ.get("PREFECT_API_URL"):
         raise Refused("PREFECT_API_URL is not set", "set it to the address of the server: http://HOST:4200/api")
-    _await_elsewhere(say)
+    _await_named(say)
     _settings()
     os.environ[PROJECT] = str(clone)
     with ExitStack() as stack:
@@ -144,14 +160,14 @@ def _refuse(host: str, port: int) -> None:
 
 
 def _settings() -> None:
-    """What the user has set counts, but for heartbeats, which all machines have to send alike."""
+    """Settings of Prefect. The user's own count, except for heartbeats, which all machines have to send alike."""
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
     os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT)
 
 
 def _password(project: Path) -> str:
-    """USER:PASSWORD of the project's server, in a file that only the user may read; it is made at the first start."""
+    """USER:PASSWORD of the project's server, made at the first start, in a file that only the user may read."""
     file = project / PASSWORD
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
@@ -175,8 +191,8 @@ def _gpu(folder: Path) -> list[Service]:
     return found
 
 
-def _await_elsewhere(say: Callable[[str], object]) -> None:
-    """Wait for the server that the user has named, which may start after its workers. Raises Refused."""
+def _await_named(say: Callable[[str], object]) -> None:
+    """Wait for the server that the user has named; it may start after its workers. Raises Refused."""
     said = False
     while True:
         try:
@@ -208,10 +224,15 @@ def _prepare(project: Path, deployments: Path) -> None:
         ["--no-prompt", "deploy", "--all", "--prefect-file", str(deployments)],
     ):
         done = subprocess.run(
-            [*PREFECT, *command], cwd=project, env=dvc.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+            [*PREFECT, *command],
+            cwd=project,
+            env=children.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
-            raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "mend it")
+            raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "see that line")
 
 
 def _watch(
@@ -219,7 +240,7 @@ def _watch(
     services: Sequence[Service],
     running: Sequence[Service],
     say: Callable[[str], object],
-    runs: silence.Silence | None = None,
+    runs: Liveness | None = None,
 ) -> None:
     for service in services:
         stack.callback(service.stop)
@@ -227,7 +248,7 @@ def _watch(
     looked = time.monotonic()
     while True:
         time.sleep(LOOK)
-        if runs and time.monotonic() - looked >= silence.PAUSE:
+        if runs and time.monotonic() - looked >= LOOK_AT_RUNS:
             runs.look(say)
             looked = time.monotonic()
         for service in (*running, *services):

@@ -1,9 +1,9 @@
-"""Prefect's temporary server, where the user has named none: started early, and without the waits of Prefect's own.
+"""Prefect's temporary server, for users who have named none.
 
-Left alone, Prefect starts one at the flow's first request; for that it imports the whole server into the flow, asks in a loop
-whether it is up, and takes a second to end it. Here the socket listens before the server is up: early requests wait in it.
-The database is the same, so nothing of a flow's record is lost. Nobody but this process and what it starts knows its password:
-neither another user of the machine nor a page in a browser can ask it for anything (flows/serve.py).
+Prefect itself would start one at the flow's first request: it imports the whole server into the flow, asks in a loop
+whether it is up, and takes a second to end it. Ours starts early. Its socket listens before the server is up, and early
+requests wait there. The database is the same, so the record of a flow is kept. Only this process and its children know the
+password, so neither another user of the machine nor a page in a browser can use the server (flows/serve.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
@@ -28,13 +28,16 @@ from prefect.settings import (
     temporary_settings,
 )
 
-HEARTBEAT = 30  # seconds between signs of life of a run, of which Prefect allows no fewer
-# What Prefect tells its own temporary server: no pages, and no services but those that record a run.
+from flows import children
+
+HEARTBEAT = 30  # seconds between signs of life of a run; Prefect allows no less
+# As Prefect sets its own temporary server: no pages, and only the services that record a run.
+OURS = str(Path(__file__).resolve().parents[1])  # uvicorn would put the working folder first on sys.path
 TEMPORARY = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
 
 class Refused(RuntimeError):
-    """What was asked of a server cannot be; `remedy` says what to do."""
+    """There is no server for this; `remedy` says what to do."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -42,16 +45,16 @@ class Refused(RuntimeError):
 
 
 class Away(Refused):
-    """The server that the user has named does not answer, or not as Prefect's of this version does."""
+    """The server that the user has named does not answer as one of this version of Prefect."""
 
 
 def reach() -> None:
-    """See that the server that the user has named is there and lets this user in. Raises Refused, Away."""
+    """Check that the server that the user has named answers and accepts the password. Raises Refused, Away."""
     quick = {PREFECT_API_REQUEST_TIMEOUT: 10.0, PREFECT_CLIENT_MAX_RETRIES: 1}
     with temporary_settings(quick), get_client(sync_client=True) as client:
         try:
             client.raise_for_api_version_mismatch()
-        except PrefectHTTPStatusError:  # 401; Prefect makes one error of all others
+        except PrefectHTTPStatusError:  # 401; all others are a RuntimeError
             raise Refused("Prefect's server wants another password", "set PREFECT_API_AUTH_STRING to USER:PASSWORD") from None
         except RuntimeError as error:
             raise Away(str(error), "set PREFECT_API_URL to that of a running server, http://HOST:4200/api") from None
@@ -59,14 +62,14 @@ def reach() -> None:
 
 @contextmanager
 def at_hand() -> Iterator[None]:
-    """Flow runs of this block have a server: the user's, or a temporary one that ends with this process. Raises Refused."""
+    """A server for the flow runs of this block: the user's, or a temporary one that ends with this process. Raises Refused."""
     if get_current_settings().api.url is not None:
         reach()
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT}):  # as of all runs there (flows/liveness.py)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT}):  # as all runs there (flows/liveness.py)
             yield
         return
     _start()
-    # Heartbeats would tell a server that outlives the flow that it died; their thread takes a second to end.
+    # No heartbeats: they tell a server that a flow has died, and this one ends with the flow. Their thread ends slowly.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
@@ -76,8 +79,8 @@ def _start() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         command = [
-            sys.executable, "-m", "flows.collector", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-            "--fd", str(listener.fileno()), "--log-level", "error", "--lifespan", "on",
+            *children.interpreter(Path.cwd()), "-m", "flows.collector", "uvicorn", "--factory", "--app-dir", OURS,
+            "prefect.server.api.server:create_app", "--fd", str(listener.fileno()), "--log-level", "error", "--lifespan", "on",
         ]  # fmt: skip
         address, password = f"http://127.0.0.1:{listener.getsockname()[1]}", secrets.token_urlsafe(32)
         own = {"PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address}
@@ -86,7 +89,7 @@ def _start() -> None:
         os.environ |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_API_AUTH_STRING": password}
     refresh_global_settings_context()
 
-    @atexit.register  # before Prefect registers anything, so it comes after: by then all of the record has been sent
+    @atexit.register  # before Prefect registers anything, so it runs after: by then the whole record has been sent
     def stop() -> None:
         server.terminate()
         server.wait()

@@ -1,10 +1,10 @@
 """Run a command so that nothing of it outlives the one who asked: `python supervisor.py GRACE COMMAND ...`.
 
-The command gets a process group of its own. It is stopped when this process gets SIGTERM, and when its standard input
-ends, which is how it learns that the asker died, even by SIGKILL. First the command itself is told (SIGTERM), so that a
-flow can still report to its server; when it is gone, what it left behind: DVC forwards no signal to its stage, Prefect
-leaves its temporary server. What is still there GRACE seconds later is killed. As subreaper (Linux) this process inherits
-whatever the command orphans, so waiting for its children is waiting for all of them.
+The command gets a process group of its own. It is stopped when this process gets SIGTERM, or when this process's standard
+input ends: the asker has died, perhaps by SIGKILL. SIGTERM goes to the command alone first, so that a flow can still report
+to its server. When the command is gone, the rest of its group gets SIGTERM: DVC forwards no signal to its stage, Prefect
+leaves its temporary server. GRACE seconds later the group is killed. As a subreaper (Linux) this process inherits what the
+command orphans, so it waits for all of them by waiting for its children.
 
 Exit status: the command's, or 128 + n where signal n ended it.
 """
@@ -38,8 +38,12 @@ def main(grace: float, command: list[str]) -> int:
             timer.start()
 
     signal.signal(signal.SIGTERM, stop)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, close_fds=False)  # those it was given
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not before: Prefect's worker, which ends by SIGINT, would inherit it
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, process_group=0, close_fds=False
+    )  # the descriptors `keep` stay open
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # later than the child: Prefect's worker ends by SIGINT and must not inherit this
     if asked.is_set():
         stop()
     threading.Thread(target=_watch_asker, daemon=True).start()

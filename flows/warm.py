@@ -1,7 +1,7 @@
 """One warm process for all stages of a run: it imports torch and the rest once, and each stage is a fork of it.
 
-What it is, and how nothing outlives who asked, stands in pipeline/runtime/warm_server.py. It lives for one block, so that code
-edited between two runs is seen, and starts at once, so that its imports and whatever else has to start overlap.
+pipeline/runtime/warm_server.py says how it works and how it ends. It lives for one block, so an edit between two runs is
+seen. It starts at once, so its imports run beside the start of Prefect and DVC.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import dvc
+from flows import children
 
 VARIABLE = "TAILFORGE_WARM"  # as in pipeline/runtime/stage_client.py
 
 
 @contextmanager
 def process(project: Path, *, grace: float) -> Iterator[None]:
-    """Stages that are started in this block are forks of a warm process; those that run when it ends have `grace` seconds.
+    """Stages that start in this block are forks of a warm process. One that still runs at its end has `grace` seconds to leave.
 
-    Where it cannot be had, which is said, each stage starts by itself. Linux only: elsewhere nothing happens.
+    Where there can be no warm process, a line says so and each stage starts by itself. Linux alone; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         yield
@@ -40,9 +40,9 @@ def process(project: Path, *, grace: float) -> Iterator[None]:
             yield
             return
         it.listen()
-        command = [sys.executable, "-c", "from pipeline.runtime.warm_server import main; main()", str(it.fileno()), place]
-        with dvc.supervised(command, cwd=project, output=sys.stderr, grace=grace, keep=[it.fileno()]) as warm:
-            it.close()  # the warm process has it: where that is gone, nobody listens
+        command = [*children.interpreter(project), "-m", "pipeline.runtime.warm_server", str(it.fileno()), place]
+        with children.supervised(command, cwd=project, output=sys.stderr, grace=grace, keep=[it.fileno()]) as warm:
+            it.close()  # the warm process has it; when that is gone nobody listens
             os.environ[VARIABLE] = place
             try:
                 yield

@@ -1,6 +1,7 @@
-"""Stages that want a device, sent to the workers of the pool `gpu`: those of one matrix side by side.
+"""Stages that want a device, sent to the workers of the pool `gpu`. Those of one matrix run side by side.
 
-Each is a run of the deployment `reproduce-stage`. The run that sends them fails with them, and they are cancelled with it.
+Each is a run of the deployment `reproduce-stage`. The run that sends them fails where one fails, and cancels them when it is
+cancelled.
 """
 
 from __future__ import annotations
@@ -22,18 +23,17 @@ from prefect.deployments import run_deployment
 from prefect.futures import wait
 from prefect.states import Cancelling, Completed, Failed
 
-from flows import dvc, git
-from flows import remote_stages as elsewhere
+from flows import dvc, git, remote_stages
 
 DEVICE = ("fit", "sample", "train_real", "train_synthetic", "train_ensemble")
 REPRODUCE_STAGE = "stage/reproduce-stage"  # of prefect.yaml
-CRASHES = 2  # of one stage on workers, after which it counts as failed
+CRASHES = 2  # how often a stage whose run crashed is sent again
 POLL = 2.0  # seconds between two looks at a run on a worker
-END = 30.0  # seconds, besides those that a stage has, in which a worker says that it is cancelled
+END = 30.0  # seconds, beyond a stage's own, in which a worker reports that it is cancelled
 
 
 class StageCrashed(RuntimeError):
-    """The process of a stage on a worker ended without a result: the worker, its machine or its memory gave way."""
+    """The process of a stage on a worker ended without a result: it was killed, or its worker or machine went down."""
 
 
 def wanted(stage: str) -> bool:
@@ -42,10 +42,10 @@ def wanted(stage: str) -> bool:
 
 
 def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote: str) -> State[Any] | None:
-    """Have workers reproduce what has changed of `stages`; a Failed state after the first matrix that failed.
+    """Have workers reproduce those of `stages` that have changed; a Failed state after the first matrix that failed.
 
-    `done` are the stages before, which are up to date. With `remote` workers have clones (flows/remote_stages.py); else they
-    work in the folder `project`. Raises DvcError, GitError.
+    `done` are the stages before them, which are up to date. With `remote` workers have clones (flows/remote_stages.py);
+    otherwise they work in the folder `project`. Raises DvcError, GitError.
     """
     run = str(_run().id)
     where = _sent_for(project) | ({"remote": remote, "run": run} if remote else {})
@@ -54,7 +54,7 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
         if not (changed := dvc.changed(project, *names)):
             continue
         if remote:
-            elsewhere.publish(project, remote, run, [*done, *stages[: stages.index(names[0])]])
+            remote_stages.publish(project, remote, run, [*done, *stages[: stages.index(names[0])]])
         try:
             futures = [on_worker.submit(name, where) for name in changed]
             wait(futures)
@@ -65,25 +65,27 @@ def reproduce(project: Path, stages: Sequence[str], done: Sequence[str], remote:
         wrong = [state for state in states if not state.is_completed()]
         if remote and wrong:
             try:
-                elsewhere.forget(project, remote, run)
-            except git.GitError as error:  # the stage's own lines say more
-                get_run_logger().warning("branches of this run are left at %s: %s", remote, error)
+                remote_stages.forget(project, remote, run)
+            except git.GitError as error:  # what the stage said matters more
+                get_run_logger().warning("the branches of this run are still at %s: %s", remote, error)
         elif remote:
             for name, state in zip(changed, states, strict=True):
-                elsewhere.collect(project, remote, run, name, attempt=state.result())
-            elsewhere.forget(project, remote, run)
+                remote_stages.collect(project, remote, run, name, attempt=state.result())
+            remote_stages.forget(project, remote, run)
         if wrong:
             return Failed(message="\n".join(str(state.message) for state in wrong))
     return None
 
 
 def clear(project: Path) -> None:
-    """Cancel what a run that is no more has sent for `project`, where one run works at a time, and wait for its end: a stage
-    that begins later would work beside the next run's, or in what that has checked out."""
+    """Cancel the stages that a dead run has sent for `project`, and wait for their end. One run works there at a time.
+
+    A stage that began later would run beside those of the next run, on files that the next run has checked out.
+    """
     deadline = time.monotonic() + dvc.GRACE + END
     if left := _cancel(_sent_for(project)):
-        get_run_logger().info("cancelled %d stages of a run that is no more", left)
-    # One whose worker died with it ends by its silence, long after; nothing of it works here.
+        get_run_logger().info("cancelled %d stages of a run that has died", left)
+    # A stage whose worker died too is set to Crashed long after (flows/liveness.py). It has no process here.
     while left and time.monotonic() < deadline:
         time.sleep(POLL)
         left = _cancel(_sent_for(project))
@@ -98,9 +100,10 @@ def _crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_crashed,
 )  # fmt: skip
 def on_worker(stage: str, where: dict[str, str]) -> State[Any]:
-    """Send a stage to the pool `gpu`, to be reproduced `where` these parameters say, and wait for its end; the result is the id
-    of the run that completed. A run that crashed, as with its worker, is sent again, and is another one; one that failed would
-    fail again."""
+    """Send a stage with the parameters `where` to the pool `gpu` and wait for its end; the id of the run that completed.
+
+    After a crash, as of its worker, the stage is sent again, as another run. One that failed is not: it would fail again.
+    """
     parameters = {"stage": stage} | where
     sent = cast(FlowRun, run_deployment(REPRODUCE_STAGE, parameters=parameters, timeout=None, poll_interval=POLL))
     state = cast(State[Any], sent.state)
@@ -112,12 +115,12 @@ def on_worker(stage: str, where: dict[str, str]) -> State[Any]:
 
 
 def _sent_for(project: Path) -> dict[str, str]:
-    """Parameters that a stage has that was sent for the folder `project`."""
+    """The parameters by which a stage is known that was sent for the folder `project`."""
     return {"project": str(project.absolute())}
 
 
 def _cancel(where: dict[str, str]) -> int:
-    """Ask the server to cancel the stages with these parameters among theirs that have not ended; how many there are."""
+    """Ask the server to cancel the stages that have these parameters and have not ended; their number."""
     flow, _, deployment = REPRODUCE_STAGE.partition("/")
     of_flow = FlowFilter.model_validate({"name": {"any_": [flow]}})
     of_deployment = DeploymentFilter.model_validate({"name": {"any_": [deployment]}})
@@ -137,7 +140,7 @@ def _cancel(where: dict[str, str]) -> int:
 
 def _run() -> FlowRun:
     context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None  # called from a flow
+    assert context is not None and context.flow_run is not None  # the caller is in a flow
     return context.flow_run
 
 

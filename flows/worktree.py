@@ -1,10 +1,11 @@
 """A worktree of the project's own repository, in which scheduled runs work: an edit in the project cannot enter a run.
 
-    .tailforge/worktrees/NAME        the worktree, detached at the commit that the run is of
-    .tailforge/worktrees/NAME.lock   held for as long as a run lasts; the kernel's, so a death frees it
+    .tailforge/worktrees/NAME        the worktree, detached at the run's commit
+    .tailforge/worktrees/NAME.lock   held while a run lasts; the lock is the kernel's, so a death frees it
 
-It stays from run to run, since what a killed run had begun lies there (.tailforge/partial), and shares the project's
-cache. A folder of images that the settings name by a relative path is a link to the project's: data are hashed, not copied.
+The worktree stays from run to run: what a killed run had begun lies there (.tailforge/partial). It shares the project's
+cache. A folder of images that the settings name by a relative path is a link to the project's: images are hashed, not
+copied.
 """
 
 from __future__ import annotations
@@ -32,10 +33,9 @@ def opened(
     name: str = "scheduled",
     clear: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[Path]:
-    """The worktree at `revision` of the project, with its results in place. Waits while another run works in it; `clear` ends
-    what a dead one may have left to do there.
+    """The worktree at `revision` of the project, with its results in place. Waits while another run works in it.
 
-    Raises GitError, DvcError.
+    `clear` is called first, to stop what a dead run may have left behind. Raises GitError, DvcError.
     """
     project = project.absolute()
     tree = project / PLACE / name
@@ -50,7 +50,7 @@ def opened(
             git.ask(project, "worktree", "prune")
             git.ask(project, "worktree", "add", "--quiet", "--detach", "--force", str(tree), head)
         else:
-            # Nobody else works here, so a lock of git's is that of a process that was killed.
+            # Nobody else works here: a lock of git belongs to a process that was killed.
             (tree / git.ask(tree, "rev-parse", "--git-path", "index.lock").strip()).unlink(missing_ok=True)
             git.ask(tree, "checkout", "--quiet", "--force", "--detach", head)
             git.ask(tree, "clean", "--quiet", "--force", "-d")
@@ -60,11 +60,11 @@ def opened(
 
 
 def keep(project: Path, revision: str) -> None:
-    """Merge what a run has committed into the branch of the project, and put its results in place.
+    """Merge the commit `revision` of a run into the branch of the project, and put its results in place.
 
-    Raises GitError, and leaves all as it was, where a file that it would write has changes that are not committed, where the
-    branch and the run have both changed it, and while a run works in the project; DvcError where results lie there that no
-    cache has: they stay.
+    Raises GitError, and changes nothing, while a run works in the project, where a file that the merge would write has changes
+    that are not committed, and where branch and run have both changed a file. Raises DvcError where results lie in the project
+    that no cache has; they stay.
     """
     with open(project / RUN_LOCK, "a", encoding="utf-8") as stream:
         try:
@@ -81,7 +81,7 @@ def keep(project: Path, revision: str) -> None:
 
 
 def _link(project: Path, folder: Path) -> None:
-    """Give the worktree what lies beside the versioned files: the link to the code, folders of images, DVC's own settings."""
+    """Link into the worktree what git does not have: the link to the code, and folders of images."""
     for place in [CODE, *(path for path in images.folders(folder) if not path.is_absolute())]:
         if ".." in place.parts:
             raise git.GitError(f"{place} leads out of the project: give an absolute path in params.yaml, and commit it")
@@ -89,7 +89,7 @@ def _link(project: Path, folder: Path) -> None:
             continue
         link = folder / place
         if not link.parent.resolve().is_relative_to(folder.resolve()):
-            continue  # below a folder that is a link already: what is there is the project's
+            continue  # it lies below a folder that is a link to the project's already
         if link.is_symlink() or link.is_file():
             link.unlink()
         elif link.is_dir():

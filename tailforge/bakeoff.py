@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 import sys
 import time
@@ -85,11 +84,11 @@ def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tup
             values[key] = str((known or [folder / path])[0].resolve())
     text = settings.apply(text, values)
     params = settings.checked(text)
-    stages = yaml.safe_load(project.template("dvc.yaml"))["stages"]
+    stages = yaml.safe_load(project.stages())["stages"]
     pipeline = yaml.safe_dump({"stages": {name: stages[name] for name in STAGES}}, sort_keys=False, width=4096)
     files = {
         "params.yaml": text,
-        "dvc.yaml": re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{project.CODE}/\2", pipeline),
+        "dvc.yaml": pipeline,
         ".dvcignore": project.template(".dvcignore"),
         ".dvc/config": CONFIG.format(cache=dvc.cache(folder)),
     }

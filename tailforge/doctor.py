@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 from pipeline.errors import InputError, TailforgeError
@@ -22,6 +22,7 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} at {sys.executable}"
     for package in PACKAGES:
         yield package, _version(package)
+    yield from namesakes()
     yield "system", f"{platform.system()} {platform.machine()}"
     yield "cores", f"{len(os.sched_getaffinity(0))}"
     yield "bf16", _bf16()
@@ -39,6 +40,14 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
         changes = _said("git", "status", "--porcelain", cwd=folder)
         yield "git state", "no repository" if changes is None else f"{len(changes.splitlines())} changed files"
         yield "dvc state", _dvc_state(folder)
+
+
+def namesakes() -> Iterator[tuple[str, str]]:
+    """A finding for each of our packages that another distribution installs too: one of the two is imported, or a mixture."""
+    installed = packages_distributions()
+    for name in ("pipeline", "flows"):
+        if others := sorted(set(installed.get(name, [])) - {"tailforge"}):
+            yield name, f"{', '.join(others)} has a package of this name too: give Tailforge an environment of its own"
 
 
 def verified(folder: Path) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ import yaml
 
 import pipeline
 from flows import git
+from flows.children import environment, is_checkout
 from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, InputError
@@ -41,8 +42,12 @@ def template(name: str) -> str:
 
 
 def stages() -> str:
-    """The dvc.yaml of a project."""
-    return re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml"))
+    """The dvc.yaml of a project: this repository's, but that the code lies elsewhere and `-P` keeps Python to it.
+
+    Without `-P` a module of the project's folder would be imported in place of ours (flows/children.py).
+    """
+    text = re.sub(r"(?m)^(\s+- )(pipeline/)", rf"\1{CODE}/\2", template("dvc.yaml"))
+    return text.replace("python -m pipeline.stages", "python -P -m pipeline.stages")
 
 
 def opened(folder: Path) -> Path:
@@ -68,7 +73,8 @@ def opened(folder: Path) -> Path:
 
 def require_current(folder: Path) -> None:
     """Raise ConfigError where dvc.yaml is that of another version of Tailforge; one that calls none of its stages is let be."""
-    theirs, ours = _stages(folder), yaml.safe_load(stages())["stages"]
+    current = template("dvc.yaml") if is_checkout(folder) else stages()
+    theirs, ours = _stages(folder), yaml.safe_load(current)["stages"]
     if not any("pipeline.stages" in str(entry) for entry in theirs.values()):
         return
     if old := [name for name, entry in ours.items() if not _covers(theirs.get(name), entry)]:
@@ -120,13 +126,10 @@ def _stages(folder: Path) -> dict[str, Any]:
 
 
 def _covers(theirs: Any, ours: dict[str, Any]) -> bool:
-    """Whether a stage runs the same command on what we depend on, in a project or in this repository; it may have more."""
+    """Whether a stage of the project runs our command on our dependencies; it may have more of these."""
     if not isinstance(theirs, dict):
         return False
-    wanted = {str(dep).removeprefix(f"{CODE}/") for dep in ours["deps"]}
-    return theirs.get("cmd") == ours["cmd"] and wanted <= {
-        str(dep).removeprefix(f"{CODE}/") for dep in theirs.get("deps") or ()
-    }
+    return theirs.get("cmd") == ours["cmd"] and set(map(str, ours["deps"])) <= set(map(str, theirs.get("deps") or ()))
 
 
 @contextmanager
@@ -193,7 +196,7 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
             work.write(building / "dvc.yaml", stages())
             work.write(building / "README.md", _readme(path.name, data))
         _run(building, "git", "init", "--quiet")
-        _run(building, sys.executable, "-m", "dvc", "init", "--quiet")
+        _run(building, sys.executable, "-P", "-m", "dvc", "init", "--quiet")
         work.write(building / ".dvc" / "config", template(".dvc/config"))
         _run(building, "git", "add", "--all")
         _run(building, "git", *git.identity(building), "commit", "--quiet", "--message", "New project")
@@ -204,8 +207,6 @@ def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = 
 
 
 def _run(folder: Path, *command: str) -> None:
-    from flows.dvc import environment
-
     done = subprocess.run(
         command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from flows import dvc, images, warm
+from flows import children, dvc, images, warm
 from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, DataError, InputError, TailforgeError
@@ -143,10 +143,10 @@ def sources(folder: Path, params: config.Params) -> None:
 
 
 def _flow(folder: Path, force: Sequence[str], lock: int) -> None:
-    command = [sys.executable, "-m", "flows.augment", *force]
+    command = [*children.interpreter(folder), "-m", "flows.augment", *force]
     with (
         warm.process(folder, grace=FLOW_GRACE),
-        dvc.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr, keep=[lock]) as process,
+        children.supervised(command, cwd=folder, grace=FLOW_GRACE, output=sys.stderr, keep=[lock]) as process,
     ):
         process.wait()
     if process.returncode:

@@ -13,6 +13,7 @@ ends the stage, with its status: whatever killed it may well kill the next.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -305,7 +306,9 @@ def _connected(engine: Engine) -> ModuleType:
         host, _, port = engine.address.rpartition(":")
         if host:  # Ray would try for minutes, and then end this process
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-        ray.init(engine.address, logging_level=logging.WARNING, **own)
+        # Ray puts the working folder of this moment first on its workers' sys.path: no module there may shadow ours.
+        with contextlib.chdir(Path(__file__).parents[2]):
+            ray.init(engine.address, logging_level=logging.WARNING, **own)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"engine.address={engine.address!r}: {str(error).partition(chr(10))[0]}",

@@ -118,7 +118,8 @@ def launch(module: str, processes: int, folder: Path, *arguments: str) -> None:
         local_addr="127.0.0.1", shutdown_timeout=LEAVE_SECONDS,
     )  # fmt: skip
     try:
-        elastic_launch(settings, sys.executable)("-m", module, str(folder), *arguments)
+        safe = ["-P"] if sys.flags.safe_path else []  # as this process: the working folder is not first on sys.path
+        elastic_launch(settings, sys.executable)(*safe, "-m", module, str(folder), *arguments)
     except SignalException as told:
         raise SystemExit(128 + told.sigval) from None
     except ChildFailedError as failed:

@@ -1,8 +1,8 @@
-"""The client of a warm process (pipeline/runtime/warm_server.py): it asks for a stage and stands for it while it runs.
+"""The client of a warm process (pipeline/runtime/warm_server.py): it asks for a stage, and stands in for it while it runs.
 
-Whoever named the process's socket in the variable TAILFORGE_WARM gets from this process what the stage would have given: the
-stage has its arguments, folder, environment and standard streams, a signal goes on to it, and this process ends as it ends.
-A stage that cannot be had that way is one line and runs here, in the ordinary way. This module imports nothing heavy.
+The variable TAILFORGE_WARM names the socket of the warm process. The stage gets this process's arguments, folder, sys.path,
+environment and standard streams. Signals are passed on to it, and this process ends as the stage ends. Where the warm process
+cannot run the stage, a line says so and the stage runs here, in the ordinary way. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MESSAGE = 1 << 20  # bytes; a longer environment is refused by the kernel
 def asked(arguments: list[str]) -> int | None:
     """Have the warm process run the stage; its exit status, or None where the caller has to run it.
 
-    Where a signal ended the stage, the same signal ends this process.
+    A signal that ended the stage ends this process too.
     """
     place = os.environ.pop(VARIABLE, None)
     if place is None:
@@ -38,7 +38,8 @@ def asked(arguments: list[str]) -> int | None:
 
         heeded = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
         request = {
-            "arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "heeded": heeded,
+            "arguments": arguments, "folder": os.getcwd(), "path": sys.path, "environment": dict(os.environ),
+            "heeded": heeded, "code": os.path.dirname(os.path.dirname(os.path.realpath(__file__))),
         }  # fmt: skip
         before = {}
         try:

@@ -1,15 +1,16 @@
-"""A warm process: it has imported what stages need of other packages, and each stage that is asked of it is a fork of it.
+"""A warm process: it has imported the packages that stages need, and each stage that a client asks for is a fork of it.
 
 Starting a stage takes seconds, nearly all of them for imports: torch, Great Expectations, scikit-learn. Whoever runs many
-stages (flows/warm.py) starts one warm process and names its socket in a variable; `python -m pipeline.stages` is then its
+stages (flows/warm.py) starts one warm process and names its socket in a variable. `python -m pipeline.stages` is then its
 client (pipeline/runtime/stage_client.py).
 
-A fork is as good as a fresh process. The warm one runs no stage and no operation on tensors, and starts no thread (pyarrow's
-allocator does, and knows forks). It imports none of this package, so that a file edited meanwhile is read as it stands.
+A fork is as good as a fresh process. The warm process runs no stage and no operation on tensors, and starts no thread
+(pyarrow's allocator does, and knows forks). It imports none of the code of stages, so a file edited meanwhile is read as it
+stands. A fork takes the client's sys.path, and a client whose package `pipeline` is another one is refused.
 
-Nothing outlives who asked for it. The kernel kills a fork when the warm process ends, and the warm process kills a fork when
-its client's connection ends, as it does by SIGKILL too. The fork holds the other end of that connection: a client that sees
-its end knows that the fork has gone.
+Nothing outlives its asker. The kernel kills a fork when the warm process ends. The warm process kills a fork when its
+client's connection ends, which a SIGKILL ends too. The fork holds the other end of that connection: a client that sees its
+end knows that the fork is gone.
 """
 
 from __future__ import annotations
@@ -41,20 +42,22 @@ HEAVY = (
     "safetensors.torch", "torch._dynamo", "torchvision.models", "great_expectations.expectations", "jinja2",
 )  # fmt: skip
 
-# Beginnings of the names of variables that packages read when they are imported: with other values no fork will do.
+# Beginnings of the names of variables that packages read at import. A client with other values is refused.
 READ_AT_IMPORT = ("ARROW", "CUDA", "GOMP", "KMP", "LD_", "MKL", "NVIDIA", "OMP", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH")
 
+CODE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # the package `pipeline`
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client wants: a stage's arguments and what a process has. `heeded`: the signals that it does not ignore."""
+    """A stage's arguments, and the client's process: streams, folder, sys.path, environment, the signals that it heeds."""
 
     connection: socket.socket
     streams: list[int]
     arguments: list[str]
     folder: str
+    path: list[str]
     environment: dict[str, str]
     heeded: list[int]
 
@@ -62,7 +65,7 @@ class Request:
 def main() -> None:
     """Import, then fork at each request, until SIGTERM and the end of the last fork; in a fork, run the stage.
 
-    Arguments: the descriptor of a socket that listens already, and its path, in a private folder that goes with it.
+    Arguments: the descriptor of a socket that listens already, and its path, whose folder is removed at the end.
     """
     listener, place = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
     _end_with_parent(signal.SIGTERM)
@@ -89,9 +92,9 @@ def _end_with_parent(number: int) -> None:
 
 
 def _serve(listener: socket.socket, given: dict[str, str]) -> Request | None:
-    """Fork at each request. Returns its request in each fork, and None in the warm process when it has been stopped.
+    """Fork at each request. Returns the request in each fork, and None in the warm process when it has been stopped.
 
-    `given` is the environment that imports have read.
+    `given` is the environment at the time of the imports.
     """
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -147,16 +150,19 @@ def _pass_on(fork: int, connection: socket.socket) -> socket.socket | None:
 
 
 def _request(connection: socket.socket, given: dict[str, str]) -> Request | None:
-    """What the client wants; None where it is gone, or was told to run the stage itself."""
+    """The client's request; None where the client is gone, or was told to run the stage itself."""
     message, streams, _, _ = socket.recv_fds(connection, MESSAGE, 3)
     if not message:
         connection.close()
         return None
-    request = Request(connection, streams, **json.loads(message))
+    told = json.loads(message)
+    code = told.pop("code")
+    request = Request(connection, streams, **told)
     names = sorted(name for name in {*request.environment, *given} if name.startswith(READ_AT_IMPORT))
-    if changed := [name for name in names if request.environment.get(name) != given.get(name)]:
+    changed = ", ".join(name for name in names if request.environment.get(name) != given.get(name))
+    if changed or code != CODE:
         _close(streams)
-        _answer(connection, None, f"{', '.join(changed)} changed after its start")
+        _answer(connection, None, f"{changed} changed after its start" if changed else f"its code is {CODE}, not {code}")
         return None
     return request
 
@@ -172,7 +178,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _become(request: Request, by_imports: dict[str, str], place: Path) -> None:
-    """Make this fork what a fresh process of its client would be after its imports, which set some variables."""
+    """Make this fork what the client would be after these imports, which set some variables."""
     for number, descriptor in enumerate(request.streams):
         os.dup2(descriptor, number)
     _close(request.streams)
@@ -182,16 +188,16 @@ def _become(request: Request, by_imports: dict[str, str], place: Path) -> None:
     os.environ.clear()
     os.environ.update(request.environment | by_imports)
     os.chdir(request.folder)
-    sys.path[0] = request.folder
+    sys.path[:] = request.path
     sys.argv[1:] = request.arguments
     gc.enable()
     _fork_server(place.with_name(str(os.getpid())), request.connection)
 
 
 def _fork_server(place: Path, connection: socket.socket) -> None:
-    """Fork once more: the server from which multiprocessing forks a stage's workers, as warm as the stage and as yet unused.
+    """Fork once more: the server from which multiprocessing forks the workers of a stage. It ends with the stage.
 
-    Otherwise it would start a fresh interpreter for that, with imports of its own. It ends with the stage.
+    Otherwise multiprocessing would start a fresh interpreter for it, with imports of its own.
     """
     server: Any = forkserver._forkserver
     ours, server._forkserver_alive_fd = os.pipe()
@@ -203,14 +209,14 @@ def _fork_server(place: Path, connection: socket.socket) -> None:
         if server._forkserver_pid == 0:
             os.close(server._forkserver_alive_fd)
             connection.close()
-            with contextlib.suppress(SystemExit):  # its end, when the stage's end of the pipe is closed
+            with contextlib.suppress(SystemExit):  # it ends when the stage's end of the pipe is closed
                 forkserver.main(listener.fileno(), ours, [])
             os._exit(0)
     os.close(ours)
 
 
 def _run() -> None:
-    """Run the stage as `python -m` does, but leave without taking the modules apart, which takes half a second."""
+    """Run the stage as `python -m` does, but end without taking the modules apart, which takes half a second."""
     try:
         runpy.run_module("pipeline.stages", run_name="__main__", alter_sys=True)
     except SystemExit as left:
@@ -221,3 +227,7 @@ def _run() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(left.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flows import dvc, git
+from flows.dvc import commands
 from helpers.toy import ROOT
 from pipeline import config
 from pipeline.core import images, weights
@@ -400,8 +401,8 @@ def laid(folder: Path, files: Sequence[dict[str, bytes]], tags: Sequence[tuple[b
 )
 def test_releases_of_others(points: Points, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(project, "opened", lambda folder: folder)
-    monkeypatch.setattr(dvc, "cache", lambda folder: folder / "cache")
-    monkeypatch.setattr(dvc, "_run", lambda *_: "")
+    monkeypatch.setattr(commands, "cache", lambda folder: folder / "cache")
+    monkeypatch.setattr(commands, "run", lambda *_: "")
     monkeypatch.setattr(releases, "_state", lambda folder: RELEASE["outs"])
     monkeypatch.setattr(difference, "_rows", lambda folder, release: {"cat": {"x-0": release.commit}})
     tag = st.tuples(st.sampled_from(TAGS[:2]) | st.sampled_from(TAGS), st.sampled_from([0, 0, 0, 1, -1, 9]))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from flows import dvc
+from flows.dvc import commands, locks
 from helpers.toy import ROOT, WAIT, setting, until
 from pipeline import config
 from pipeline.errors import ConfigError, InputError
@@ -67,15 +68,16 @@ def test_a_living_dvc_keeps_its_lock(toy: Path, monkeypatch: pytest.MonkeyPatch)
     listed = {"write": {"/a": {"pid": os.getpid(), "cmd": "repro"}}, "read": {"/b": [{"pid": 2**22 + 1, "cmd": "x"}]}}
     (toy / ".dvc/tmp").mkdir(exist_ok=True)
     (toy / ".dvc/tmp/rwlock").write_text(json.dumps(listed))
-    monkeypatch.setattr(dvc, "_is_dvc", lambda pid: pid == os.getpid())
-    dvc._forget_dead_processes(toy, print)
+    monkeypatch.setattr(locks, "is_dvc", lambda pid: pid == os.getpid())
+    locks.forget_dead_processes(toy, print)
     assert json.loads((toy / ".dvc/tmp/rwlock").read_text()) == {"write": listed["write"], "read": {}}
 
 
 KILLED = """\
 import os, signal, sys
 from dvc.utils.serialize import _yaml
-from flows import dvc
+from dvc.cli import main
+from flows.dvc.programs import whole_lock
 where, dump, replace = sys.argv.pop(1), _yaml._dump, os.replace
 def die_in_write(data, file, **options):
     if where == "write" and "stages" in data:
@@ -88,7 +90,8 @@ def die_before_replace(old, new):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(old, new)
 _yaml._dump, os.replace = die_in_write, die_before_replace
-exec(dvc._DVC)
+whole_lock.replace()
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -110,13 +113,14 @@ def test_dvc_killed_as_it_writes_leaves_its_old_lock(toy: Path, command: Command
 HOLD = """\
 import subprocess, sys
 from pathlib import Path
-from flows import dvc
+from flows import children
 from tailforge import project
 stubborn = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\\n" + (
     "from pathlib import Path\\nwhile not Path('go').exists(): time.sleep(0.02)"
 )
 with project.alone(Path(), "run") as lock:
-    with dvc.supervised([sys.executable, "-c", stubborn], cwd=Path(), output=sys.stdout, grace=600, keep=[lock]) as process:
+    command = [sys.executable, "-c", stubborn]
+    with children.supervised(command, cwd=Path(), output=sys.stdout, grace=600, keep=[lock]) as process:
         process.wait()
 """
 
@@ -395,9 +399,11 @@ def test_secrets_reach_no_log_and_no_result(toy: Path, command: Command, tmp_pat
     assert not found
 
 
-def test_a_password_in_a_remotes_address_is_not_shown(tmp_path: Path) -> None:
+def test_a_password_in_a_remotes_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refuse.py").write_text(f"import sys; sys.exit('cannot reach ssh://me:{SECRET}@host/x')")
+    monkeypatch.setattr(commands, "PROGRAMS", tmp_path)
     with pytest.raises(dvc.DvcError, match=r"cannot reach ssh://me:\*\*\*@host/x") as caught:
-        dvc._run(tmp_path, f"import sys; sys.exit('cannot reach ssh://me:{SECRET}@host/x')")
+        commands.run(tmp_path, "refuse")
     assert SECRET not in str(caught.value)
 
 

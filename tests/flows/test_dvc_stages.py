@@ -1,4 +1,4 @@
-"""flows/dvc.py on a small project: outcomes, output, failures, and that no process outlives the one who asked."""
+"""flows/dvc on a small project: outcomes, output, failures, and that no process outlives the one who asked."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc
-from helpers.toy import WAIT, alive, pids, setting, until
+from flows import children, dvc
+from helpers.toy import ROOT, WAIT, alive, pids, setting, until
 
 
 def quiet(_line: str) -> None:
@@ -124,7 +124,7 @@ def asker(toy: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that reproduces the stage `first`, which waits; in a session of its own, so that a stray one is found."""
     setting(toy, "seed: 0", "seed: 99")
     process = subprocess.Popen(
-        [sys.executable, "-c", ASK], cwd=toy, env=os.environ | {"PYTHONPATH": str(Path(dvc.__file__).parents[1])},
+        [sys.executable, "-c", ASK], cwd=toy, env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     yield process
@@ -164,7 +164,7 @@ time.sleep(600)
 
 
 def test_who_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
-    with dvc.supervised([sys.executable, "-c", STUBBORN], cwd=tmp_path, output=subprocess.PIPE, grace=0.2) as process:
+    with children.supervised([sys.executable, "-c", STUBBORN], cwd=tmp_path, output=subprocess.PIPE, grace=0.2) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         process.terminate()
@@ -179,7 +179,7 @@ print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).p
 
 
 def test_what_a_finished_command_leaves_behind_is_stopped(tmp_path: Path) -> None:
-    with dvc.supervised([sys.executable, "-c", LEAVES_A_CHILD], cwd=tmp_path, output=subprocess.PIPE, grace=10) as process:
+    with children.supervised([sys.executable, "-c", LEAVES_A_CHILD], cwd=tmp_path, output=subprocess.PIPE, grace=10) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
     assert process.returncode == 0 and not alive(pid)

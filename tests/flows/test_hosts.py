@@ -24,7 +24,7 @@ from helpers.toy import ROOT, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PASSWORD = "night:watch"
-WORKER = [sys.executable, "-c", SERVE, "worker"]
+WORKER = [sys.executable, "-P", "-c", SERVE, "worker"]
 
 
 @contextmanager

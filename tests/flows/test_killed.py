@@ -18,7 +18,7 @@ from prefect.events import Event
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelled, Cancelling, Pending, Running, Scheduled
 
-from flows import liveness as silence
+from flows import liveness
 from flows.augment import augment
 from helpers.nightly import by_hand, lay
 from helpers.served import LONG, Served, environ, own_processes, processes, serving, supervisor
@@ -68,9 +68,9 @@ def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Se
         assert ended.state and ended.state.is_completed(), ended.state
 
 
-@pytest.mark.fault(10, "a worker killed with its stage: their silence is noticed, the stage is sent again, and the run ends")
+@pytest.mark.fault(10, "a worker killed with its stage: the stage is called crashed and sent again, and the run ends")
 def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(served: Served) -> None:
-    """Nobody is left to say that the stage died: the silence of its run says it."""
+    """Nobody is left to say that the stage died: the missing heartbeats of its run do."""
     with served.waiting("kill the worker") as (run, fit):
         running = next(r for r in served.stages() if r.state and r.state.is_running())
         worker = next(
@@ -164,8 +164,8 @@ def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends
         assert ended.state and ended.state.message == "v1: no_gain", ended.state
 
 
-@pytest.mark.fault(27, "a run within a live one and one that no worker has are not judged; heartbeats of a clock ahead count")
-def test_who_is_judged_by_silence(served: Served) -> None:
+@pytest.mark.fault(27, "a run within a live one lives, and so does one that no worker has; heartbeats of a clock ahead count")
+def test_which_runs_are_dead_without_a_sign(served: Served) -> None:
     """By looks of this process; those of the server's own are too few meanwhile."""
     deployment = served.client.read_deployment_by_name("scheduled/augment").id
     later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
@@ -177,7 +177,7 @@ def test_who_is_judged_by_silence(served: Served) -> None:
     states = {ahead: Running(), ending: Cancelling(), silent: Running(), by_hand: Running(), within: Running()}
     for run, state in states.items():
         served.client.set_flow_run_state(run, state, force=True)
-    found, said = silence.Silence(), list[str]()
+    found, said = liveness.Liveness(), list[str]()
     beat(served, ending, 1)
     for beats, looks in ((1, 4), (2, 8)):
         beat(served, ahead, beats)
@@ -198,7 +198,7 @@ def beat(served: Served, run: UUID, beats: int) -> None:
     )  # fmt: skip
     served.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
     found = served.client.read_flow_run(run)
-    until(lambda: silence._sign(served.client, found)[1] == beats, "the heartbeat", **LONG)
+    until(lambda: liveness._sign(served.client, found)[1] == beats, "the heartbeat", **LONG)
 
 
 @pytest.mark.fault(27, "`tailforge run` on a server that is served: it sends heartbeats as often as all runs there do")
@@ -206,13 +206,13 @@ def test_a_run_by_hand_sends_heartbeats(served: Served) -> None:
     served.change("by hand")
     (served.control / "wait").write_text("")
     variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": served.password, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "flows.augment"]  # which `tailforge run` starts
+    command = [sys.executable, "-P", "-m", "flows.augment"]  # which `tailforge run` starts
     by_hand = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}, "deployment_id": {"is_null_": True}})
     with subprocess.Popen(command, cwd=served.project, env=os.environ | variables) as process:
 
         def beats() -> list[datetime]:
             runs = [f"prefect.flow-run.{run.id}" for run in served.client.read_flow_runs(flow_run_filter=by_hand)]
-            asked = {"filter": silence.HEARTBEATS | {"resource": {"id": runs or ["none"]}}}
+            asked = {"filter": liveness.HEARTBEATS | {"resource": {"id": runs or ["none"]}}}
             found = served.client.request("POST", "/events/filter", json=asked).raise_for_status().json()["events"]
             return sorted(datetime.fromisoformat(event["occurred"]) for event in found)
 
@@ -221,11 +221,11 @@ def test_a_run_by_hand_sends_heartbeats(served: Served) -> None:
             first, second, *_ = beats()
         finally:
             (served.control / "wait").unlink()
-    assert process.returncode == 0 and (second - first).total_seconds() < silence.SILENCE
+    assert process.returncode == 0 and (second - first).total_seconds() < liveness.SILENCE
 
 
 def test_a_server_that_refuses_to_tell_is_said_once(served: Served) -> None:
-    found, said = silence.Silence(), list[str]()
+    found, said = liveness.Liveness(), list[str]()
     with temporary_settings({PREFECT_API_AUTH_STRING: "tailforge:guess"}):
         for _ in range(2):
             found.look(said.append)

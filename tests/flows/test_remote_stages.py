@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import dvc, git, worktree
-from flows import remote_stages as elsewhere
+from flows import dvc, git, remote_stages, worktree
 from helpers.nightly import clone, heads, lay
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,20 +34,20 @@ def test_stages_of_two_hosts_are_merged_by_stage(hosts: tuple[Path, Path, Path],
     with worktree.opened(project) as folder:
         run(folder, "prepare")
         head = git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")
-        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        remote_stages.publish(folder, "origin", "1", ["prepare"])
         assert (git.ask(folder, "rev-parse", "HEAD"), git.ask(folder, "status", "--porcelain")) == head
         for host, stage in zip(clones, FITS, strict=True):
             assert not (host / "source").exists()
-            assert elsewhere.reproduce(host, "origin", "1", stage, "a", print) == "ran"
+            assert remote_stages.reproduce(host, "origin", "1", stage, "a", print) == "ran"
         for stage in FITS:
             assert stage not in (folder / "dvc.lock").read_text()
-            elsewhere.collect(folder, "origin", "1", stage, "a")
+            remote_stages.collect(folder, "origin", "1", stage, "a")
         assert run(folder, *FITS) == ["skipped", "skipped"]
         assert run(folder, "evaluate") == ["ran"]
         for family in ("naive", "gan"):
             assert (folder / "data/models" / family / "model").read_text() == (folder / "data/prepared.txt").read_text()
-        elsewhere.publish(folder, "origin", "12", ["prepare"])  # of another run, whose name begins alike
-        elsewhere.forget(folder, "origin", "1")
+        remote_stages.publish(folder, "origin", "12", ["prepare"])  # of another run, whose name begins alike
+        remote_stages.forget(folder, "origin", "1")
         assert heads(project, "origin") == ["refs/heads/main", "refs/heads/tailforge/12"]
         assert [heads(host, ".") for host in clones] == [["refs/heads/main"]] * 2
 
@@ -62,17 +61,17 @@ def test_a_late_writer_is_read_by_nobody(hosts: tuple[Path, Path, Path], late: s
 
     def act(now: str) -> None:
         if now == late:
-            assert elsewhere.reproduce(slow, "origin", "1", stage, "lost", print) == "ran"
+            assert remote_stages.reproduce(slow, "origin", "1", stage, "lost", print) == "ran"
 
     with worktree.opened(project) as folder:
         run(folder, "prepare")
-        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        remote_stages.publish(folder, "origin", "1", ["prepare"])
         git.ask(slow, "fetch", "--quiet", "origin", "+refs/heads/tailforge/1:refs/heads/kept")  # what it had fetched in time
         act("before")
-        elsewhere.reproduce(quick, "origin", "1", stage, "seen", print)
+        remote_stages.reproduce(quick, "origin", "1", stage, "seen", print)
         act("after")
-        elsewhere.collect(folder, "origin", "1", stage, "seen")
-        elsewhere.forget(folder, "origin", "1")
+        remote_stages.collect(folder, "origin", "1", stage, "seen")
+        remote_stages.forget(folder, "origin", "1")
         if late == "when forgotten":
             git.ask(slow, "push", "--quiet", "origin", "refs/heads/kept:refs/heads/tailforge/1")
         act("when forgotten")
@@ -80,7 +79,7 @@ def test_a_late_writer_is_read_by_nobody(hosts: tuple[Path, Path, Path], late: s
         assert (folder / "data/models/naive/model").read_text() == model and "late" not in model
         assert run(folder, stage, "fit@gan", "evaluate") == ["skipped", "ran", "ran"]
         assert (folder / "data/models/naive/model").read_text() == model
-        elsewhere.forget(folder, "origin", "1")  # as after the next matrix of the run
+        remote_stages.forget(folder, "origin", "1")  # as after the next matrix of the run
         assert heads(project, "origin") == ["refs/heads/main"]
     points(1)
 
@@ -89,12 +88,12 @@ def test_a_host_fetches_what_the_stage_needs_and_no_more(hosts: tuple[Path, Path
     project, host, _ = hosts
     with worktree.opened(project) as folder:
         run(folder, "prepare", *FITS)
-        elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
+        remote_stages.publish(folder, "origin", "1", ["prepare", "fit@gan"])
         lock = yaml.safe_load((folder / "dvc.lock").read_text())
         lock["stages"].pop("fit@naive")
         (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-        elsewhere.publish(folder, "origin", "1", ["prepare", "fit@gan"])
-        elsewhere.reproduce(host, "origin", "1", "fit@naive", "a", print)
+        remote_stages.publish(folder, "origin", "1", ["prepare", "fit@gan"])
+        remote_stages.reproduce(host, "origin", "1", "fit@naive", "a", print)
     there = host / ".tailforge/worktrees/stage-none"
     assert (there / "data/prepared.txt").exists() and not (there / "data/models/gan").exists()
 
@@ -104,11 +103,11 @@ def test_a_failed_stage_says_so_and_sends_nothing(hosts: tuple[Path, Path, Path]
     (host.parent / "control/fail").write_text("")
     with worktree.opened(project) as folder:
         run(folder, "prepare")
-        elsewhere.publish(folder, "origin", "1", ["prepare"])
+        remote_stages.publish(folder, "origin", "1", ["prepare"])
         with pytest.raises(dvc.StageFailed, match="no luck today"):
-            elsewhere.reproduce(host, "origin", "1", "fit@naive", "a", print)
+            remote_stages.reproduce(host, "origin", "1", "fit@naive", "a", print)
         with pytest.raises(git.GitError):
-            elsewhere.collect(folder, "origin", "1", "fit@naive", "a")
+            remote_stages.collect(folder, "origin", "1", "fit@naive", "a")
 
 
 @pytest.mark.fault(22, "git's remote gone while a run sends its state: named")
@@ -118,4 +117,4 @@ def test_a_remote_that_is_gone_is_named(hosts: tuple[Path, Path, Path], tmp_path
         run(folder, "prepare")
         (tmp_path / "git").rename(tmp_path / "gone")
         with pytest.raises(git.GitError, match=str(tmp_path / "git")):
-            elsewhere.publish(folder, "origin", "1", ["prepare"])
+            remote_stages.publish(folder, "origin", "1", ["prepare"])

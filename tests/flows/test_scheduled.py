@@ -55,7 +55,7 @@ def test_nothing_happens_without_new_data_and_an_event_brings_them(served: Serve
     fill(served.project, OTHER, "no_gain", 0.02)
     variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": served.password}
     command(
-        sys.executable, "-m", "prefect", "event", "emit", "tailforge.data.arrived", "--resource-id", "tailforge.data",
+        sys.executable, "-P", "-m", "prefect", "event", "emit", "tailforge.data.arrived", "--resource-id", "tailforge.data",
         cwd=served.project, **variables,
     )  # fmt: skip
     until(lambda: "dataset@v2.0.0" in git.ask(served.project, "log", "-1", "--format=%D"), "the second release", **LONG)

@@ -121,7 +121,7 @@ def test_a_run_waits_for_a_stage_that_a_dead_one_has_sent(project: Path) -> None
     other = threading.Thread(target=following)
     other.start()
     until(lambda: bool(said), "the run to say that it waits")
-    assert "of a run that is no more" in said[0] and not opened.is_set()
+    assert "the run that started it is gone" in said[0] and not opened.is_set()
     assert "a: 2" not in (folder / "params.yaml").read_text()
     (project.parent / "control/wait").unlink()
     left.join()

@@ -1,5 +1,7 @@
 """A project for tests of schedules: stages of no time, one of them for a device; `source/` is its folder of images.
 
+It has modules of its own that nothing of ours may import (tests/helpers/shadowing.py).
+
 The folder `control` beside the project (or its clone) decides how a fit behaves: with the file `fail`, or `wait` until it is
 gone, or with the text of `add` in its result. It logs there who was fitted: family, process, device. The file `late` comes to
 the images when a scheduled run has read them.
@@ -15,6 +17,7 @@ import yaml
 
 from flows import git
 from helpers.released import FIRST, begin, fill
+from helpers.shadowing import shadow
 from helpers.toy import ROOT
 
 Command = Callable[..., CompletedProcess[str]]
@@ -75,6 +78,7 @@ def lay(folder: Path, command: Command, *, families: str = "[naive, gan]") -> Pa
     )
     (folder / ".gitignore").write_text(".tailforge\n/source\n/data/\n")
     (folder / "notes.md").write_text("notes\n")
+    shadow(folder)
     begin(folder, command)
     fill(folder, FIRST, "no_gain")
     return folder

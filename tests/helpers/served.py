@@ -25,7 +25,7 @@ from flows import git
 from helpers.toy import ROOT, until
 
 # The command line, with runs called dead as soon as heartbeats allow.
-SERVE = "from flows import silence; silence.SILENCE = 60; from tailforge.cli import main; main()"
+SERVE = "from flows import liveness; liveness.SILENCE = 60; from tailforge.cli import main; main()"
 LONG = {"seconds": 600.0, "pause": 0.5}  # for what a whole run has to do on a busy machine; each look is a request
 
 
@@ -133,8 +133,8 @@ def serving(
     environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password} | variables
     with open(output, "wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "serve", "--host", host, "--port", str(port), *options], cwd=project, env=environment,
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+            [sys.executable, "-P", "-c", SERVE, "serve", "--host", host, "--port", str(port), *options], cwd=project,
+            env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
         )  # fmt: skip
     url = f"http://{host}:{port}/api"
     try:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from helpers.contracts_settings import CLASSES, SETTINGS, SHAPE, digits
+from helpers.shadowing import shadow
 from helpers.toy import ROOT, alive, descendants, until
 from pipeline import config
 from pipeline.config import Engine
@@ -190,10 +191,12 @@ def linger(piece: Path, count: engine.Count) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_stage(kind: str, number: signal.Signals, tmp_path: Path) -> None:
     script, marks = tmp_path / "main.py", [tmp_path / name for name in "ab"]
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), folder=str(tmp_path), kind=kind))
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), root=str(ROOT), folder=str(tmp_path), kind=kind))
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])}
+    (project := tmp_path / "project").mkdir()
+    shadow(project)  # whose modules no worker imports
     with open(tmp_path / "log", "wb") as log:
-        stage = subprocess.Popen([sys.executable, script], env=os.environ | path, stdout=log, stderr=log, cwd=tmp_path)
+        stage = subprocess.Popen([sys.executable, "-P", script], env=os.environ | path, stdout=log, stderr=log, cwd=project)
     until(lambda: all(mark.exists() and mark.read_text() for mark in marks), "the start of two workers")
     family = {int(mark.read_text()) for mark in marks}
     if (kind, number) != ("ray", signal.SIGKILL):  # Ray's agents notice later that their cluster has gone

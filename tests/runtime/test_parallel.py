@@ -15,6 +15,7 @@ import torch
 
 from helpers import curve
 from helpers.digits_project import params, write
+from helpers.shadowing import shadow
 from helpers.toy import ROOT, alive, until
 from pipeline.config import Params
 from pipeline.errors import ConfigError, Diverged, OutOfMemory, WorkerLost
@@ -95,7 +96,9 @@ def addresses(processes: list[int]) -> set[str]:
 def test_no_process_outlives_the_stage(number: signal.Signals, tmp_path: Path) -> None:
     given = '["flow_matching", "wait"]'
     code = f"import sys; from pipeline.runtime import parallel; parallel.launch('helpers.curve', 2, {tmp_path!r}, '{given}')"
-    stage = subprocess.Popen([sys.executable, "-c", f"from pathlib import PosixPath; {code}"], cwd=tmp_path)
+    (project := tmp_path / "project").mkdir()
+    shadow(project)  # whose modules no process imports
+    stage = subprocess.Popen([sys.executable, "-P", "-c", f"from pathlib import PosixPath; {code}"], cwd=project)
     marks = [tmp_path / f"at-{rank}" for rank in range(2)]
     until(lambda: all(mark.exists() and mark.read_text() for mark in marks), "the first step of both")
     family = [int(mark.read_text().split()[0]) for mark in marks]

@@ -9,14 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import dvc, warm
+from flows import children, warm
 from helpers.toy import ROOT, WAIT, alive, until
+from pipeline.runtime import stage_client
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm process is for Linux")
 
@@ -24,15 +25,15 @@ STAGES = """\
 import json, multiprocessing, os, signal, sys, threading
 from pathlib import Path
 
-from pipeline.runtime import stage_client as asking
+from pipeline.runtime import stage_client
 
 
 def main():
     verb, *rest = sys.argv[1:]
     if verb == "show":
         told = {
-            "pid": os.getpid(), "parent": os.getppid(), "arguments": rest, "folder": os.getcwd(), "path": sys.path[0],
-            "variable": os.environ.get("GIVEN"), "warm": asking.VARIABLE in os.environ, "name": __name__,
+            "pid": os.getpid(), "parent": os.getppid(), "arguments": rest, "folder": os.getcwd(), "path": sys.path,
+            "variable": os.environ.get("GIVEN"), "warm": stage_client.VARIABLE in os.environ, "name": __name__,
             "spec": sys.modules["__main__"].__spec__.name, "threads": threading.active_count(),
             "streams": [os.fstat(n).st_ino for n in range(3)], "open": os.listdir("/proc/self/fd"),
             "signals": [repr(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
@@ -74,7 +75,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if (status := asking.asked(sys.argv[1:])) is not None:
+    if (status := stage_client.asked(sys.argv[1:])) is not None:
         sys.exit(status)
     sys.exit(main() or 0)
 """
@@ -97,12 +98,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("warm")
     package = folder / "pipeline" / "stages"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "asking.py", "warm.py"):
-        shutil.copy(ROOT / "pipeline" / "stages" / name, package)
-    shutil.copy(ROOT / "pipeline" / "__init__.py", package.parent)
-    text, found = re.subn(r"(?s)^HEAVY = \(.*?\)", 'HEAVY = ("calendar",)', (package / "warm.py").read_text(), flags=re.M)
+    for name in ("__init__.py", "stages/__init__.py", "runtime/__init__.py", "runtime/stage_client.py"):
+        (folder / "pipeline" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "pipeline" / name, folder / "pipeline" / name)
+    text = (ROOT / "pipeline/runtime/warm_server.py").read_text()
+    text, found = re.subn(r"(?s)^HEAVY = \(.*?\)", 'HEAVY = ("calendar",)', text, flags=re.M)
     assert found == 1
-    (package / "warm.py").write_text(text)
+    (folder / "pipeline/runtime/warm_server.py").write_text(text)
     (package / "__main__.py").write_text(STAGES)
     (package / "working.py").write_text(WORKING)
     return folder
@@ -133,10 +135,10 @@ def start(project: Path) -> Iterator[Start]:
     """Starts a stage as a command; those that still run at the test's end are killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str, cwd: Path = project, **variables: str) -> subprocess.Popen[str]:
+    def start(*stage: str, cwd: Path = project, words: Sequence[str] = ("-P",), **variables: str) -> subprocess.Popen[str]:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        environment = dvc.environment() | {"PYTHONPATH": str(project)} | variables
-        command = [sys.executable, "-m", "pipeline.stages", *words]
+        environment = children.environment() | {"PYTHONPATH": str(project)} | variables
+        command = [sys.executable, *words, "-m", "pipeline.stages", *stage]
         process = subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
         started.append(process)
         return process
@@ -173,9 +175,27 @@ def test_a_stage_is_a_fork_that_has_what_its_client_has(start: Start, kept: None
     other = shown(start("show"))
     assert len({client.pid, told["pid"], other["pid"]}) == 3 and told["parent"] == other["parent"] != os.getpid()
     assert told["arguments"] == ["--out", "a b"] and told["variable"] == "ü\udcff" and not told["warm"]
-    assert told["folder"] == told["path"] == str(tmp_path) and other["folder"] == str(project)
+    assert (told["folder"], other["folder"]) == (str(tmp_path), str(project))
     assert told["streams"] == streams
     assert (told["name"], told["spec"], told["threads"]) == ("__main__", "pipeline.stages.__main__", 1)
+
+
+@pytest.mark.parametrize("words", [["-P"], []])
+def test_a_stage_imports_from_where_its_client_does(start: Start, project: Path, tmp_path: Path, words: list[str]) -> None:
+    """With `-P` not from the working folder; without it from there first."""
+    ordinary = shown(start("show", cwd=tmp_path, words=words))["path"]
+    assert (str(tmp_path) in ordinary) == (not words)
+    with warm.process(project, grace=WAIT):
+        assert shown(start("show", cwd=tmp_path, words=words))["path"] == ordinary
+
+
+def test_a_client_with_other_code_runs_its_stage_itself(start: Start, kept: None, project: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(project / "pipeline", tmp_path / "pipeline").parent
+    process = start("leave", "0", cwd=other, words=[])
+    _, errors = process.communicate(timeout=WAIT)
+    assert errors == (
+        f"no warm process (its code is {project / 'pipeline'}, not {other / 'pipeline'}): this stage starts by itself\n"
+    )
 
 
 def test_no_descriptor_of_others_is_open_in_a_stage(start: Start, project: Path) -> None:
@@ -280,9 +300,9 @@ def test_a_stage_that_stays_is_killed_after_the_grace_of_the_block(start: Start,
 ASK = """\
 import subprocess, sys
 from pathlib import Path
-from flows import dvc, warm
+from flows import children, warm
 with warm.process(Path(), grace=0.1):
-    subprocess.run([sys.executable, "-m", "pipeline.stages", "stubborn"], env=dvc.environment())
+    subprocess.run([sys.executable, "-m", "pipeline.stages", "stubborn"], env=children.environment())
 """
 
 
@@ -347,7 +367,7 @@ assert threading.active_count() == 1
 names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
 assert len(names - {"jemalloc_bg_thd"}) == 1, names  # the allocator's own thread, which it takes care of at a fork
 ours = {name for name in sys.modules if name.startswith("pipeline")}
-assert ours == {"pipeline", "pipeline.stages", "pipeline.runtime.stage_client", "pipeline.runtime.warm_server"}, ours
+assert ours == {"pipeline", "pipeline.runtime", "pipeline.runtime.stage_client", "pipeline.runtime.warm_server"}, ours
 if fork := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
 os._exit(torch.cuda._is_in_bad_fork())
@@ -360,6 +380,4 @@ def test_imports_leave_a_process_that_can_fork(command: Callable[..., subprocess
 
 
 def test_client_and_asker_mean_the_same_variable() -> None:
-    from pipeline.runtime import stage_client as asking
-
-    assert warm.VARIABLE == asking.VARIABLE
+    assert warm.VARIABLE == stage_client.VARIABLE
