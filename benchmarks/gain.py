@@ -191,12 +191,13 @@ def merged(file: Path, columns: Sequence[str], new: Iterable[Mapping[str, Any]])
 
 HEAD = f"""# What synthetic images are worth
 
-Written by `make bench-gain`; all figures: benchmarks/results. {TITLE} on the real test rows, mean of five seeds. The gain
-is `synthetic` minus the best real-only arm, which validation chose, with its 95 % interval over seeds and groups. Real
-images: how many more of each class the best real-only arm needs to score as `synthetic` does ([how](evaluation.md)).
-`cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images a classifier, in which transforms do not pay yet.
+Written by `make bench-gain`; all figures are in benchmarks/results. {TITLE} on the real test rows, mean of five
+seeds. The gain is `synthetic` minus the baseline, the real-only arm that is best on validation, with its 95 % interval over
+seeds and groups. Equivalent real images are how many more real images of each class the best real-only arm needs to score as
+`synthetic` does ([how](evaluation.md)). `cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images per
+classifier, at which transforms do not pay yet.
 
-| data | verdict | best real-only arm | generator, fraction, labels | gain, points | tail recall, points | real images |
+| data | verdict | baseline | generator, fraction, labels | gain, points | tail recall, points | equivalent real images |
 |---|---|---|---|---|---|---|"""
 
 

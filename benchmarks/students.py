@@ -95,7 +95,7 @@ def _unaugmented(shared: Campaign, teacher: list[Run]) -> Campaign:
 
 
 def main() -> None:
-    """Replace what stands between the marks."""
+    """Replace the text between the marks."""
     parser = argparse.ArgumentParser(description="What makes a student of synthetic images good.")
     parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET")
     try:

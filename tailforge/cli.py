@@ -1,6 +1,6 @@
-"""`tailforge`: lay a project, run it, compare generators, classify with one, export what came out, release it.
+"""`tailforge`: create a project, run it, compare generators, classify with one, export images, release them.
 
-Exit status: 0 fine, 1 a failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports stand in the functions that need
+Exit status: 0 success, 1 failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports are in the functions that need
 them, so that `tailforge --help` is quick.
 """
 
@@ -27,15 +27,15 @@ def init(
     path: Annotated[Path, typer.Argument(help="Folder of the new project.")],
     data: Annotated[Path, typer.Option(help="Class folders, a table of images, or IDX files.")],
 ) -> None:
-    """Lay a project for the images in a folder, with settings read off them."""
+    """Create a project for the images in a folder, with settings chosen from them."""
     from tailforge import project
 
     values = project.init(path, data)
     for key, value in values.items():
         if value != "" and key.startswith(("data.", "scarcity.", "sample.", "classifier.")):
             print(f"{key}: {value}")
-    print(f"Settings of the generators are those for {values['data.image_size']} pixels a side.")
-    print(f"Look through {path / 'params.yaml'}, then: cd {path} && tailforge run")
+    print(f"Generator settings are those for {values['data.image_size']} pixels a side.")
+    print(f"Check {path / 'params.yaml'}, then: cd {path} && tailforge run")
 
 
 @app.command()
@@ -44,8 +44,8 @@ def run(
         list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first.")
     ] = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if nothing changed.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print metrics.json, nothing else, on standard output.")] = False,
-    release: Annotated[bool, typer.Option(help="Keep what has come out as a release (see `tailforge release`).")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print only metrics.json on standard output.")] = False,
+    release: Annotated[bool, typer.Option(help="Release the results (see `tailforge release`).")] = True,
 ) -> None:
     """Bring the project in this folder up to date and print the verdict."""
     from tailforge import running
@@ -68,13 +68,13 @@ def settings(
 
 @app.command()
 def bakeoff(
-    families: Annotated[list[str] | None, typer.Argument(help="Families of generators; all that suit, if none.")] = None,
+    families: Annotated[list[str] | None, typer.Argument(help="Families of generators; default: all that suit.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Another value than in params.yaml.")
+        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Use instead of the value in params.yaml.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of bakeoff.md, bakeoff.csv and the pictures.")] = Path(),
-    name: Annotated[str | None, typer.Option(help="What to call the data set in the table.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else, on standard output.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for bakeoff.md, bakeoff.csv and the pictures.")] = Path(),
+    name: Annotated[str | None, typer.Option(help="Name of the data set in the table.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print only the rows, as JSON, on standard output.")] = False,
 ) -> None:
     """Compare all families of generators on this project's data."""
     from tailforge import bakeoff as comparison
@@ -85,10 +85,10 @@ def bakeoff(
 @app.command()
 def classify(
     with_: Annotated[str, typer.Option("--with", metavar="GENERATOR", help="A generator of the project with a likelihood.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files or folders; validation rows, if none.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")] = False,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files or folders; default: validation rows.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
 ) -> None:
-    """Classify by Bayes' rule with a generative model, beside the discriminative classifier."""
+    """Classify by Bayes' rule with a generative model, next to the discriminative classifier."""
     from tailforge import classifying
 
     classifying.run(Path(), with_, images or (), as_json=json)
@@ -97,8 +97,8 @@ def classify(
 @app.command()
 def export(
     pool: Annotated[str, typer.Argument(help="A generator of the project, or a folder data/pools/GENERATOR.")],
-    out: Annotated[Path, typer.Option(help="New folder; gets a folder of PNG files for each class.")],
-    all_: Annotated[bool, typer.Option("--all", help="Rejected images too.")] = False,
+    out: Annotated[Path, typer.Option(help="New folder, with a folder of PNG files for each class.")],
+    all_: Annotated[bool, typer.Option("--all", help="Include rejected images.")] = False,
 ) -> None:
     """Write the accepted synthetic images as a plain ImageFolder."""
     from pipeline.datasets.export import export as write
@@ -108,7 +108,7 @@ def export(
     _print_counts(counts, out)
 
 
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 
 
 @app.command()
@@ -116,7 +116,7 @@ def release(
     push: Annotated[bool, typer.Option("--push", help="Send the data to DVC's default remote first.")] = False,
     json: JSON = False,
 ) -> None:
-    """Keep the results as a version of the dataset: a git commit and tag, promoted where the verdict is `gain`."""
+    """Release the results as a version of the dataset: a git commit and a tag, promoted if the verdict is `gain`."""
     from tailforge import releases
 
     made, new = releases.make(Path(), push=push, say=lambda line: print(line, file=sys.stderr if json else sys.stdout))
@@ -125,7 +125,7 @@ def release(
 
 @app.command()
 def releases(json: JSON = False) -> None:
-    """List the releases of the dataset, the newest first."""
+    """List the releases of the dataset, newest first."""
     from tailforge import project
     from tailforge import releases as known
 
@@ -136,7 +136,7 @@ def releases(json: JSON = False) -> None:
 @app.command()
 def diff(
     first: Annotated[str, typer.Argument(metavar="FROM", help="A release: v2, latest or prod.")],
-    second: Annotated[str, typer.Argument(metavar="TO", help="Another one.")],
+    second: Annotated[str, typer.Argument(metavar="TO", help="Another release.")],
     json: JSON = False,
 ) -> None:
     """Compare two releases: images in and out of each class, metrics side by side."""
@@ -150,13 +150,13 @@ def diff(
 def pull(
     version: Annotated[str, typer.Argument(help="A release: v3, latest or prod.")],
     class_: Annotated[
-        list[str] | None, typer.Option("--class", metavar="CLASS", help="This class alone; may be repeated.")
+        list[str] | None, typer.Option("--class", metavar="CLASS", help="Only this class; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for the PNG files; dataset-v3, if none.")] = None,
-    generator: Annotated[str | None, typer.Option(help="Of this generator, not of the one that the verdict is about.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the PNG files; by default dataset-v3.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Take this generator, not that of the verdict.")] = None,
     json: JSON = False,
 ) -> None:
-    """Write the images of a release as an ImageFolder, from the cache or DVC's remote; the working tree stays as it is."""
+    """Write the images of a release as an ImageFolder, from the cache or DVC's remote. The working tree stays as it is."""
     from tailforge import releases
 
     taken, folder, counts = releases.pull(Path(), version, out, classes=class_ or (), generator=generator)
@@ -168,11 +168,11 @@ def pull(
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Where the server listens; beyond this machine it wants a password.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Its port.")] = 4200,
-    devices: Annotated[bool, typer.Option(help="Work on the devices of this machine, not on those of others alone.")] = True,
+    host: Annotated[str, typer.Option(help="Address of the server; beyond this machine it needs a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 4200,
+    devices: Annotated[bool, typer.Option(help="Use the devices of this machine, not only those of others.")] = True,
 ) -> None:
-    """Run this project on its schedule: Prefect's server, its workers and the deployments of prefect.yaml, until stopped."""
+    """Run this project on its schedule, until stopped: Prefect's server, its workers and the deployments of prefect.yaml."""
     from tailforge import serving
 
     serving.serve(Path(), host, port, devices=devices)
@@ -180,7 +180,7 @@ def serve(
 
 @app.command()
 def worker() -> None:
-    """Lend this machine's devices to the server of PREFECT_API_URL; stages run in this folder, a clone of the project."""
+    """Lend this machine's devices to the server at PREFECT_API_URL. Stages run in this folder, a clone of the project."""
     from tailforge import serving
 
     serving.work_for(Path())
@@ -188,7 +188,7 @@ def worker() -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring dvc.yaml and params.yaml of a project to this version: keys get their present names, values and comments stay."""
+    """Bring dvc.yaml and params.yaml of a project to this version. Settings get their new names; values and comments stay."""
     from tailforge import project
 
     for line in project.upgrade(Path()):
@@ -198,10 +198,10 @@ def upgrade() -> None:
 @app.command()
 def doctor(
     verify: Annotated[
-        bool, typer.Option("--verify", help="Rehash DVC's cache; what is damaged is removed, and made or fetched again.")
+        bool, typer.Option("--verify", help="Hash DVC's cache; damaged files are removed, later made or fetched again.")
     ] = False,
 ) -> None:
-    """Say what this machine and this folder have: a line each."""
+    """Describe this machine and this folder, one line per item."""
     from tailforge import doctor as machine
 
     for name, finding in machine.verified(Path()) if verify else machine.findings(Path()):
@@ -221,7 +221,7 @@ def _print_counts(counts: dict[str, int], out: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; faults of the user's become one line."""
+    """Run the command line. Errors for the user become one line."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stopped)
     try:
@@ -232,8 +232,8 @@ def main() -> None:
 
 
 def _stopped(number: int, _: object) -> None:
-    """Leave by an exception, so that what runs is stopped on the way; a second signal must not disturb that."""
+    """Leave by an exception, so that running work is stopped on the way. A second signal must not disturb that."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
-    print("stopping; run again to go on", file=sys.stderr)
+    print("stopping; run again to resume", file=sys.stderr)
     sys.exit(128 + number)

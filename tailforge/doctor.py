@@ -1,4 +1,4 @@
-"""`tailforge doctor`: what this machine and this folder have; `--verify`: whether DVC's cache still holds what it held."""
+"""`tailforge doctor` describes this machine and this folder. With `--verify` it checks the files of DVC's cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("tailforge", "torch", "torchvision", "diffusers", "zuko", "prefect",
 
 
 def findings(folder: Path) -> Iterator[tuple[str, str]]:
-    """(name, finding) pairs, each one line."""
+    """(name, finding) pairs, one line each."""
     yield "python", f"{platform.python_version()} at {sys.executable}"
     for package in PACKAGES:
         yield package, _version(package)
@@ -51,10 +51,10 @@ def namesakes() -> Iterator[tuple[str, str]]:
 
 
 def verified(folder: Path) -> Iterator[tuple[str, str]]:
-    """(name, finding) pairs: each damaged file of DVC's cache, which is removed, and the number of those that were hashed.
+    """(name, finding) pairs: each damaged file of DVC's cache, which is removed, and the number of files that were hashed.
 
-    The results of the working tree are left alone. Where one is gone or changed too, DVC fetches it or its stage runs again.
-    Raises InputError; TailforgeError at the end where a file was damaged.
+    The results in the working tree are left alone. If one is missing or changed too, DVC fetches it or its stage runs again.
+    Raises InputError, and at the end TailforgeError if a file was damaged.
     """
     from flows import dvc
 
@@ -65,12 +65,12 @@ def verified(folder: Path) -> Iterator[tuple[str, str]]:
         raise InputError(str(error), remedy="see `dvc status`") from None
     for path, file in damaged:
         file.unlink()
-        yield "damaged", f"{path}: {file} did not have its hash and was removed"
+        yield "damaged", f"{path}: {file} did not match its hash and was removed"
     yield "cache", f"{hashed} files hashed, {len(damaged)} damaged"
     if damaged:
         raise TailforgeError(
             f"{len(damaged)} damaged files were removed from the cache",
-            remedy="run `dvc fetch`, where a remote has them, or `tailforge run`",
+            remedy="run `dvc fetch` if a remote has them, or `tailforge run`",
         )
 
 
@@ -104,7 +104,7 @@ def _dvc_state(folder: Path) -> str:
 
 
 def _said(*command: str, cwd: Path | None = None) -> str | None:
-    """What a command prints; None where it fails or is not there."""
+    """The output of a command; None if it fails or is not installed."""
     try:
         done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`tailforge serve` and `tailforge worker`: the schedule of a project, and devices lent to that of another machine."""
+"""`tailforge serve` runs the schedule of a project; `tailforge worker` lends devices to that of another machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEPLOYMENTS = "prefect.yaml"
 
 
 def serve(folder: Path, host: str, port: int, *, devices: bool) -> None:
-    """Serve the project in `folder`, with its own prefect.yaml where it has one, and with the `devices` of this machine or
-    without. Raises InputError."""
+    """Serve the project in `folder`, with its own prefect.yaml if it has one. `devices` says whether the devices of this
+    machine are used. Raises InputError."""
     from flows import serve
 
     folder = project.opened(folder).absolute()

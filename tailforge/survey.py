@@ -1,8 +1,8 @@
-"""Settings read off a folder of images: what kind of source it is, how many images each class has, their size and colour.
+"""Settings chosen from a folder of images: the kind of source, the images per class, their size and colour.
 
-Names are listed for all images; a random sample of SAMPLE of them is opened. What is chosen here is a start that the user
-sees, with its comment, in params.yaml: sizes and steps with which a first run takes minutes on two cores. One optimiser step
-costs, measured, 0.1 s at 8 x 8 and 0.5 s at 32 x 32 for the generator, 0.007 s and 0.12 s for each of some sixty classifiers.
+All images are listed by name, and a random sample of SAMPLE of them is opened. The choices are a start, which the user sees
+with comments in params.yaml: sizes and steps with which a first run takes minutes on two cores. One optimiser step costs,
+measured, 0.1 s at 8 x 8 and 0.5 s at 32 x 32 for the generator, 0.007 s and 0.12 s for each of some sixty classifiers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.errors import DataError
 
 SAMPLE = 200
 LARGEST_SIDE = 32  # pixels
-FILL_AT_MOST = 500  # images a class
+FILL_AT_MOST = 500  # images per class
 COLOUR = 12  # levels between channels from which a pixel counts as coloured; JPEG leaves a few
 
 
 def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | None]:
-    """({dotted key: value} for params.yaml, the groups file where there is one).
+    """({dotted key: value} for params.yaml, the groups file if there is one).
 
-    `train_share` is the share of images that the split will leave to train where the data bring none. Raises DataError.
+    `train_share` is the share of images that the split will leave to train if the data have no split. Raises DataError.
     """
     source, table = _source(data)
     described = config.Data.model_validate({"source": source, "path": str(data), "table": table})
@@ -58,8 +58,8 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
 
 
 def fitting(family: str, size: int, channels: int) -> dict[str, Any]:
-    """Settings of a family, whose defaults are for 8 x 8 pixels, for larger images: minutes on two cores. None for a family
-    that is not ours."""
+    """Settings of a family for larger images: minutes on two cores. The defaults suit 8 x 8 pixels. None for a family from
+    another package."""
     if size <= 8:
         return {"steps": 2000} if family == "flow_matching" else {}
     patch = _patch(size)
@@ -90,13 +90,13 @@ def fitting(family: str, size: int, channels: int) -> dict[str, Any]:
 
 
 def _source(data: Path) -> tuple[str, str]:
-    """(source, table) by what lies in the folder."""
+    """(source, table), from the contents of the folder."""
     names = sorted(entry.name for entry in data.iterdir() if not entry.name.startswith("."))
     if any("idx3-ubyte" in name or "idx3.ubyte" in name for name in names):
         return "idx", ""
     tables = [name for name in names if {"path", "label"} <= set(_columns(data / name))]
     if len(tables) > 1:
-        raise DataError(f"{data} holds {', '.join(tables)}", expected="one table", remedy="move the others elsewhere")
+        raise DataError(f"{data} contains {', '.join(tables)}", expected="one table", remedy="move the others elsewhere")
     return ("table", tables[0]) if tables else ("folder", "")
 
 
@@ -113,7 +113,7 @@ def _columns(file: Path) -> list[str]:
 
 
 def _counted(source: Iterable[rows.Row], share: float) -> tuple[Counter[str], list[rows.Row]]:
-    """Train images of each class, about `share` of all where the data bring no split; and a random sample of the rows."""
+    """Train images of each class, about `share` of all if the data have no split; and a random sample of the rows."""
     rng, sample = numpy_rng(0, "survey"), list[rows.Row]()
     official, unsplit = Counter[str](), Counter[str]()
     for n, row in enumerate(source):
@@ -127,7 +127,7 @@ def _counted(source: Iterable[rows.Row], share: float) -> tuple[Counter[str], li
             sample[place] = row
     train = Counter({label: max(1, round(share * n)) for label, n in unsplit.items()}) + official
     if not train:
-        raise DataError("the data hold no train image", expected="images of two classes or more")
+        raise DataError("the data have no train image", expected="images of two classes or more")
     return train, sample
 
 
@@ -156,7 +156,7 @@ def _has_colour(picture: Image.Image) -> bool:
 
 
 def _side(sizes: list[tuple[int, int]]) -> int:
-    """The median longer side, to a multiple of 8; a square that all images share is kept where the networks take it."""
+    """The median longer side, as a multiple of 8. A square size that all images share is kept if the networks take it."""
     side = float(np.median([max(size) for size in sizes]))
     if set(sizes) == {(side, side)} and side <= LARGEST_SIDE and side >= 8 and side % 4 == 0:
         return int(side)
@@ -164,12 +164,12 @@ def _side(sizes: list[tuple[int, int]]) -> int:
 
 
 def _patch(side: int) -> int:
-    """Space-to-depth factor that leaves the network at most 16 x 16 places. It takes sides that are multiples of twice it."""
+    """Space-to-depth factor that leaves the network at most 16 x 16 positions. Sides must be multiples of twice the factor."""
     return 1 if side <= 16 else 2
 
 
 def _groups(data: Path, sample: list[rows.Row]) -> Path | None:
-    """A groups file (entries with id and group) in the folder or beside it that names an image of the sample."""
+    """A groups file (entries with id and group), in the folder or beside it, that names an image of the sample."""
     known = {name for row in sample for name in (row.name, row.path, os.path.splitext(row.path)[0])}
     for file in (folder / name for folder in (data, data.parent) for name in ("groups.json", "groups.csv")):
         if file.is_file() and known & _ids(file):
@@ -178,7 +178,7 @@ def _groups(data: Path, sample: list[rows.Row]) -> Path | None:
 
 
 def _ids(file: Path) -> set[str]:
-    """The ids of a groups file; none where it is something else."""
+    """The ids of a groups file; empty if it is something else."""
     try:
         if file.suffix == ".csv":
             with open(file, encoding="utf-8-sig", newline="") as stream:

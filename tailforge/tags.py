@@ -1,9 +1,9 @@
 """The tags of the dataset, in the form of gto, and its commits.
 
-    dataset@v3.0.0    version 3: gto takes semantic versions alone, and each release is another set of images
-    dataset#prod#1    the commit in use; of several the highest number counts, and `!` before it takes the stage back
+    dataset@v3.0.0    version 3: gto takes semantic versions only, and each release is another set of images
+    dataset#prod#1    the commit in use; the highest number counts, and `!` before it withdraws the promotion
 
-What a release is, is told by tailforge/releases.py.
+tailforge/releases.py defines what a release is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TAGS = re.compile(r"dataset(?:@v(?P<version>[1-9][0-9]{0,8})\.0\.0|#prod(?P<tak
 
 @dataclass(frozen=True)
 class Tags:
-    """{version: (commit, date)}, {number of a promotion: (commit, whether it takes the stage back)}."""
+    """{version: (commit, date)}, {number of a promotion: (commit, whether it withdraws the promotion)}."""
 
     versions: dict[int, tuple[str, str]] = field(default_factory=dict)
     promotions: dict[int, tuple[str, bool]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ def name(version: int) -> str:
 
 
 def read(folder: Path) -> Tags:
-    """The tags of the convention; others are passed over. Raises InputError."""
+    """The tags of this form; others are ignored. Raises InputError."""
     form, found = "%(refname:strip=2)%00%(*objectname)%00%(objectname)%00%(creatordate:iso-strict)", Tags()
     listed = ask(folder, "for-each-ref", f"--format={form}", "refs/tags/dataset*", errors="replace")
     for row in listed.split("\n")[:-1]:
@@ -62,8 +62,8 @@ def promote(folder: Path, number: int, commit: str, message: str) -> None:
 
 
 def commit(folder: Path, files: Sequence[str], message: str) -> bool:
-    """Commit `files`, and what lies in folders among them, as they are; what is changed or staged beside them stays so. Where
-    the last commit has them so, there is none, and False."""
+    """Commit `files`, and the contents of folders among them, as they are. Other changed or staged files stay as they are.
+    Returns False, without a commit, if the last commit has them already."""
     if not ask(folder, "status", "--porcelain", "--untracked-files=all", "--", *files):
         return False
     listed = ("ls-files", "-z", "--exclude-standard")
@@ -76,13 +76,13 @@ def commit(folder: Path, files: Sequence[str], message: str) -> bool:
 
 
 def text(folder: Path, revision: str, file: str) -> str | None:
-    """The file of the project as it stood at `revision`; None where it was not there."""
+    """The file of the project at `revision`; None if it did not exist."""
     place = f"{revision}:./{file}"
     return ask(folder, "show", place) if git.holds(folder, place) else None
 
 
 def ask(folder: Path, *arguments: str, errors: str = "strict") -> str:
-    """What git prints. Raises InputError."""
+    """The output of git. Raises InputError."""
     try:
         return git.ask(folder, *arguments, errors=errors)
     except git.GitError as error:

@@ -1,4 +1,4 @@
-"""What was not measured here: a cluster of H100 GPUs, and the size of the task. Each figure names its source."""
+"""Assumptions that were not measured here: a cluster of H100 GPUs, and the size of the task. Each figure names its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OURS = "assumption"
 
 
 def assumed(value: float, what: str, unit: str, source: str) -> Any:
-    """A field with a value, what it is of, its unit and its source."""
+    """A field with its value, meaning, unit and source."""
     return field(default=value, metadata={"what": what, "unit": unit, "source": source})
 
 
@@ -27,33 +27,35 @@ class Cluster:
         0.30, "share of it that networks reach", "", f"{OURS}; Llama 3 405B reached 0.38 to 0.43 (2024, table 4)"
     )
     launch_seconds: float = assumed(5e-6, "launching an operation", "s", OURS)
-    gpus_per_machine: int = assumed(8, "GPUs a machine", "", "NVIDIA, DGX H100")
-    cores_per_gpu: int = assumed(14, "cores a GPU, each as fast as one here", "", "NVIDIA, DGX H100: 112 for 8; speed: " + OURS)
+    gpus_per_machine: int = assumed(8, "GPUs per machine", "", "NVIDIA, DGX H100")
+    cores_per_gpu: int = assumed(
+        14, "cores per GPU, each as fast as one here", "", "NVIDIA, DGX H100: 112 for 8; speed: " + OURS
+    )
     gpu_memory_bytes: float = assumed(80e9, "memory of a GPU", "bytes", "NVIDIA, data sheet of the H100 SXM")
     memory_bytes: float = assumed(2e12, "memory of a machine", "bytes", "NVIDIA, DGX H100")
     link_bytes_per_second: float = assumed(
         450e9, "GPU to GPU in a machine, each way", "bytes/s", "NVIDIA, NVLink 4: 900 GB/s both ways"
     )
     network_bytes_per_second: float = assumed(
-        50e9, "GPU to GPU of another machine", "bytes/s", "NVIDIA, DGX H100: 400 Gb/s a GPU"
+        50e9, "GPU to GPU of another machine", "bytes/s", "NVIDIA, DGX H100: 400 Gb/s per GPU"
     )
     storage_bytes_per_second: float = assumed(5e9, "machine to object store", "bytes/s", OURS)
     puts_per_second: float = assumed(3500, "objects stored under a prefix", "1/s", "AWS, performance guidelines of S3")
     gpu_mtbf_seconds: float = assumed(
-        54 * DAY * 16_384 / 419, "mean time between failures of a GPU and its share of all else", "s",
+        54 * DAY * 16_384 / 419, "mean time between failures of a GPU and its share of everything else", "s",
         "Llama 3 (2024, section 3.3.4): 419 unexpected interruptions of 16,384 GPUs in 54 days",
     )  # fmt: skip
     restart_seconds: float = assumed(600, "restart after a failure", "s", OURS)
 
     @property
     def flop_per_second(self) -> float:
-        """Of a GPU that runs a network."""
+        """Speed of a GPU that runs a network."""
         return self.peak_flop_per_second * self.share_of_peak
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked for, beside the form of the images."""
+    """The size of the task, apart from the form of the images."""
 
     wanted_images: int = assumed(1_000_000, "accepted images", "", "the task")
     classes: int = assumed(10, "classes", "", OURS)
@@ -62,13 +64,13 @@ class Task:
     arms: int = assumed(10, "arms, of five seeds each", "", "docs/speed.md, packing")
     seeds: int = assumed(5, "seeds", "", "params.yaml")
     classifier_steps: int = assumed(1000, "optimiser steps of a classifier", "", "benchmarks/gain.py")
-    classifier_batch: int = assumed(64, "images a step", "", "benchmarks/gain.py")
-    least_images_per_gpu: int = assumed(4, "images a GPU in a step of a fit, at least", "", OURS)
+    classifier_batch: int = assumed(64, "images per step", "", "benchmarks/gain.py")
+    least_images_per_gpu: int = assumed(4, "images per GPU in a step of a fit, at least", "", OURS)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How long a generator learns."""
+    """How long a generator is trained."""
 
     steps: int
     batch_images: int

@@ -1,4 +1,4 @@
-"""Figures that stand in this repository: benchmarks/results/speed.csv and docs/bakeoff.csv."""
+"""Figures measured in this repository: benchmarks/results/speed.csv and docs/bakeoff.csv."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class Network:
     """A network on images of one form."""
 
     parameters: float
-    evaluation_flop: float  # an image
+    evaluation_flop: float  # per image
     evaluation_operations: float
-    training_flop: float  # an image
+    training_flop: float  # per image
     training_operations: float
 
 
 @dataclass(frozen=True)
 class Image:
-    """What an image of one form costs: processor seconds and bytes."""
+    """Costs of an image of one form: processor seconds and bytes."""
 
     form: str
     shape: tuple[int, int, int]
     encode_seconds: float
-    write_seconds: float  # the whole shard's, encoding among it
+    write_seconds: float  # of the whole shard, including encoding
     decode_seconds: float
-    look_seconds: float  # the gate's, shard by shard, decoding among it
+    look_seconds: float  # of the gate, shard by shard, including decoding
     look_alone_seconds: float  # the same without the judges' networks
-    rest_seconds: float  # the gate's, all rows together
+    rest_seconds: float  # of the gate, all rows together
     png_bytes: float
     shard_bytes: float
     kept_bytes: float
@@ -49,30 +49,30 @@ class Image:
 
     @property
     def pixel_bytes(self) -> int:
-        """Decoded."""
+        """Bytes of the decoded image."""
         channels, height, width = self.shape
         return channels * height * width
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What does not depend on the form, and what two cores do on 28 x 28 images."""
+    """Costs that do not depend on the form, and the speed of two cores on 28 x 28 images."""
 
     machine: str
-    load: float  # processes that wanted its cores before the part `pool`
+    load: float  # processes that competed for its cores before the part `pool`
     threads: float
     training_flop_per_second: float
     sampling_flop_per_second: float
-    evaluations: int  # of the U-Net, an image
+    evaluations: int  # of the U-Net, per image
     accepted_share: float
-    duplicates_seconds: float  # a real row, in `prepare`
+    duplicates_seconds: float  # per real row, in `prepare`
     dvc_file_seconds: float
     dvc_gigabyte_seconds: float
     hash_gigabyte_seconds: float
     checkpoint_gigabyte_seconds: float
     checkpoint_bytes_per_parameter: float
-    scoring_seconds: float  # an arm and test row
-    table_bytes: float  # a row of a pool under Great Expectations
+    scoring_seconds: float  # per arm and test row
+    table_bytes: float  # per row of a pool under Great Expectations
     overhead_seconds: float
 
 
@@ -88,11 +88,11 @@ class Figures:
             self.rows = {(row["part"], row["name"]): row for row in csv.DictReader(stream)}
 
     def __call__(self, part: str, name: str) -> float:
-        """The value. Raises DataError where it was not measured."""
+        """The value. Raises DataError if it was not measured."""
         return float(self._row(part, name)["value"])
 
     def machine(self, part: str, name: str) -> str:
-        """Where it was measured."""
+        """The machine on which it was measured."""
         return str(self._row(part, name)["machine"])
 
     def _row(self, part: str, name: str) -> Mapping[str, str]:
@@ -106,7 +106,7 @@ class Figures:
 
 
 def accepted_share(file: Path = BAKEOFF) -> float:
-    """The least share of FAMILY's images that the gate let through, over the data sets of the bake-off."""
+    """The smallest share of FAMILY's images that the gate accepted, over the data sets of the bake-off."""
     with open(file, encoding="utf-8", newline="") as stream:
         shares = [float(row["accepted"]) for row in csv.DictReader(stream) if row["family"] == FAMILY and row["accepted"]]
     if not shares:
@@ -153,7 +153,7 @@ def image(figures: Figures, form: str) -> Image:
 
 
 def costs(figures: Figures) -> Costs:
-    """All else."""
+    """All other costs."""
     peak = 1e9 * figures("generator", "peak")
     table = {n: 1e6 * figures("scaling", f"validation|{n:,} rows|memory") for n in (100_000, 1_000_000)}
     return Costs(

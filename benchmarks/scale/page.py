@@ -1,4 +1,4 @@
-"""docs/scale.md. Texts say what is what; each figure comes from the plans."""
+"""docs/scale.md. The texts explain; every figure comes from the plans."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from benchmarks.scale import arithmetic
 from benchmarks.scale.assumed import FITS, GPUS, table
 from benchmarks.scale.plan import ALL, CURRENT, HASHED_BY, SHARDS, Plan
 
-# From how much on, a unit, its name.
+# (smallest value, unit, name of the unit)
 TIMES = ((172_800, 86_400, "d"), (7200, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (1e-3, 1e-3, "ms"), (0, 1e-6, "µs"))
 SIZES = ((1e12, 1e12, "TB"), (1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"), (0, 1, "B"))
-LAYOUTS = (1, 10)  # shards of so many times as many images as params.yaml has
+LAYOUTS = (1, 10)  # shards with this many times the images that params.yaml sets
 _, SOME, MOST = GPUS
 CASES = [(1, CURRENT), *((n, SHARDS) for n in GPUS), *((n, ALL) for n in GPUS)]
 
 
 def page(plans: Sequence[Plan]) -> str:
-    """The whole of it."""
+    """The text of docs/scale.md."""
     first, large = plans[0], plans[-1]
     slower = replace(large, cluster=replace(large.cluster, share_of_peak=large.cluster.share_of_peak / 2))
     facts = {
@@ -53,22 +53,21 @@ HEAD = """# A million images
 Written by `make scale` from benchmarks/results/speed.csv, docs/bakeoff.csv and the assumptions below, by the formulas in
 benchmarks/scale/arithmetic.py.
 
-What an image costs was **measured** on two cores ({machine}). **Nothing was measured on a GPU**, on several machines
-or on an object store: those times are arithmetic on counted FLOP, measured processor seconds and assumptions, and no better
-than these.
+The cost of an image was **measured** on two cores ({machine}). **Nothing was measured on a GPU**, on several machines or on an
+object store. Those times are arithmetic on counted FLOP, measured processor seconds and assumptions, and no better than these.
 
-*As it is*: one GPU, which the program uses unless told otherwise; `engine.workers` spreads shards and classifiers, and
-`fit.processes` averages gradients ([several processes](run.md#several-processes-several-machines)). *Shards*: `sample` runs as
-a process a GPU, each with its own shards; nothing else changes. *All*: whatever [can spread](#what-to-change) does, what is
-still to be written among it.
+*As it is*: one GPU, which the program uses unless told otherwise. `engine.workers` can spread shards and classifiers, and
+`fit.processes` can average gradients ([several processes](run.md#several-processes-several-machines)). *Shards*: `sample` runs
+as one process per GPU, each with its own shards; nothing else changes. *All*: everything that [can spread](#what-to-change)
+does, including what is still to be written.
 """
 
-HERE = """## Cost an image, here
+HERE = """## Cost per image, here
 
-Processor seconds of one thread, and bytes, measured while about {load} processes wanted the cores: rather too high than too
-low. Costs are taken as linear in the images; [speed](speed.md) tells of the parts and of how costs a row grow. A star marks
-arithmetic: counted FLOP at the FLOP/s that the narrower network reached on smaller images. 28 x 28 are grey digits, 256 x 256
-colour photographs.
+Processor seconds of one thread, and bytes, measured while about {load} processes competed for the cores: the figures are
+rather too high than too low. Costs are taken as linear in the images; [speed](speed.md) describes the parts and how the cost
+per row grows. A star marks arithmetic: counted FLOP at the FLOP/s that the narrower network reached on smaller images. 28 x 28
+are grey digits, 256 x 256 colour photographs.
 """
 
 ASSUMPTIONS = """## Assumptions
@@ -76,9 +75,9 @@ ASSUMPTIONS = """## Assumptions
 
 TIME = """## Wall time
 
-Stages follow each other. What does not spread counts in full on any number of GPUs, as one core does it; only PNGs are
-encoded and decoded on all cores that a GPU has. The slowest stage of each column is in bold. `prepare`, `drift` and `judges`
-see real images alone and are left out. At half the assumed share of the peak, {some} GPUs would take {half} and not {whole}
+Stages follow each other. Work that does not spread counts in full on any number of GPUs, as one core does it; only PNGs are
+encoded and decoded on all cores of a GPU's share. The slowest stage of each column is in bold. `prepare`, `drift` and `judges`
+see real images alone and are left out. At half the assumed share of the peak, {some} GPUs would take {half} instead of {whole}
 for {large}, *all*.
 """
 
@@ -86,16 +85,16 @@ CHANGES = """## What to change
 """
 
 LEFT = """\
-What is left on one machine: {left}.
-DVC hashes an output in one process. The rows of all shards meet in the search for near-duplicates, which sorts them, and in the
-tables of verdicts: shards would hand over thumbnails and hashes, and the search would be the next to spread.
+What remains on one machine: {left}.
+DVC hashes an output in one process. The rows of all shards meet in the search for near-duplicates, which sorts them, and in
+the tables of checks. Shards would hand over thumbnails and hashes, and the search would be the next to spread.
 """
 
 STORAGE = """## Storage
 
-{made} images are made for {wanted} accepted ones. A pool is a folder of Parquet shards, each an object of DVC's cache
-under its md5, and a list of them. A file an image costs DVC a hash and a copy each, and the object store a request each. Much
-larger shards are too few for {most} GPUs, and more is made again when one is lost.
+{made} images are made for {wanted} accepted ones. A pool is a folder of Parquet shards, each an object of DVC's cache under
+its md5, and a list of them. With a file per image, each image costs DVC a hash and a copy, and the object store a request.
+Much larger shards are too few for {most} GPUs, and more must be made again when one is lost.
 """
 
 NETWORK = """## Network
@@ -104,54 +103,55 @@ Shards while `sample` runs, if each is stored at once:
 """
 
 GRADIENTS = """\
-Gradients of a fit, averaged in a ring and not hidden behind the backward pass. Few images a GPU take as long as their
-operations take to launch, so a fit takes the number of GPUs on which it is shortest:
+Gradients of a fit, averaged in a ring and not hidden behind the backward pass. With few images per GPU a step takes as long as
+launching its operations, so a fit takes the number of GPUs on which it is shortest:
 """
 
 FAILURES = """## Failures
 
-A shard is the unit of work: its images depend on their seeds and the weights alone, it appears whole or not at all, and a run
-goes on at the first that is missing. In `sample` a failure costs the GPU that failed half a shard and a restart, and the
-others nothing. But a restart takes {restart}, and all of `sample` on {most} GPUs {sampling} for {large}: others must take
-over the shards of one that failed. Failures expected are those of the whole run, *all*:
+A shard is the unit of work. Its images depend on their seeds and the weights alone, it appears whole or not at all, and a run
+resumes at the first missing shard. In `sample` a failure costs the failed GPU half a shard and a restart, and the others
+nothing. But a restart takes {restart}, and all of `sample` on {most} GPUs takes {sampling} for {large}: others must take over
+the shards of a failed GPU. Expected failures are those of the whole run, *all*:
 """
 
 CHECKPOINTS = """\
-A fit stops as a whole and goes on at its last checkpoint. The best interval is √(2 · time to write · time between failures)
-(Young, Daly). The program's own suits machines that are switched off at any time, and should follow this formula on others:
+A fit stops as a whole and resumes from its last checkpoint. The best interval is √(2 · time to write · time between failures)
+(Young, Daly). The program's own interval suits machines that are switched off at any time, and should follow this formula on
+others:
 """
 
 MEMORY = """## Memory: what breaks first
 
-Of one process, for all the images that are made:
+Memory of one process, for all the images that are made:
 """
 
 BREAKS = """\
 1. *{on_gpu}*: there is room for {room} of {large}. A run draws {drawn} images: it should
    read these from the shards and leave the others where they are.
 2. Time: the gate looks at all images in one process, {looking} of {large}.
-3. Sources: a row names all train images of its class, so that they grow with the pool and with the train set. It should name a
-   list that is stored once.
+3. Sources: a row names all train images of its class, so the sources grow with the pool and with the train set. A row should
+   name a list that is stored once.
 """
 
 
 def number(value: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:
-    """In the largest unit of which there are enough."""
+    """A time in the largest unit that suits it."""
     return _scaled(value, TIMES)
 
 
 def size(value: float) -> str:
-    """Of bytes."""
+    """A number of bytes with its unit."""
     return _scaled(value, SIZES)
 
 
 def percent(share: float) -> str:
-    """Of one."""
+    """A share in per cent."""
     return f"{number(100 * share)} %"
 
 
@@ -187,8 +187,8 @@ def _answer(plans: Sequence[Plan]) -> str:
     ]
     broken = [
         f"A run with a million images of {plan.image.form} **fails** today: *{plan.worst.name}* take\n"
-        f"{size(plan.worst.held_bytes)}, and there are {size(plan.worst.memory_bytes)}. "
-        "Times are of a program in which [this](#memory-what-breaks-first) is mended.\n"
+        f"{size(plan.worst.held_bytes)}, and only {size(plan.worst.memory_bytes)} are available. "
+        "The times assume that [this](#memory-what-breaks-first) is fixed.\n"
         for plan in plans
         if plan.worst.share > 1
     ]
@@ -206,14 +206,14 @@ def _here(plans: Sequence[Plan]) -> str:
         parts = {
             "sample: network": sampled,
             "sample: encode PNG": i.encode_seconds,
-            "sample: write shard, beside it": i.write_seconds - i.encode_seconds,
+            "sample: write shard, without encoding": i.write_seconds - i.encode_seconds,
             "validate: decode, embed, nearest train image": i.look_seconds,
-            "validate: table, near-duplicates, verdicts, fidelity": i.rest_seconds,
+            "validate: table, near-duplicates, checks, fidelity": i.rest_seconds,
             "DVC: hash and copy": plan.dvc_seconds(arithmetic.shards(plan.made, plan.shard_images)) / plan.made,
-            f"{', '.join(HASHED_BY)}: hash it": len(HASHED_BY) * gigabytes * costs.hash_gigabyte_seconds,
+            f"{', '.join(HASHED_BY)}: hash": len(HASHED_BY) * gigabytes * costs.hash_gigabyte_seconds,
         }
         cells = {
-            "fit, an image learned from": seconds(learned) + star,
+            "fit, per image of a batch": seconds(learned) + star,
             **{name: seconds(value) + (star if name == "sample: network" else "") for name, value in parts.items()},
             "prepare: near-duplicate search, a real image": seconds(costs.duplicates_seconds),
             "PNG": size(i.png_bytes),
@@ -222,7 +222,7 @@ def _here(plans: Sequence[Plan]) -> str:
         }
         for name, cell in cells.items():
             body.setdefault(name, []).append(cell)
-    return rows(["an image", *_forms(plans)], [[name, *cells] for name, cells in body.items()])
+    return rows(["per image", *_forms(plans)], [[name, *cells] for name, cells in body.items()])
 
 
 def _assumptions(plans: Sequence[Plan]) -> str:
@@ -230,9 +230,9 @@ def _assumptions(plans: Sequence[Plan]) -> str:
     body = [[what, _valued(value, unit), source] for what, value, unit, source in table(plans[0].cluster, plans[0].task)]
     for form in _forms(plans):
         fit = FITS[form]
-        body.append([f"fit of {form}: steps, images a step", f"{fit.steps:,}, {fit.batch_images}", fit.source])
+        body.append([f"fit of {form}: steps, images per step", f"{fit.steps:,}, {fit.batch_images}", fit.source])
     body.append(["accepted share of the images made", number(costs.accepted_share), "docs/bakeoff.csv, the worse data set"])
-    body.append(["evaluations of the network, an image", number(costs.evaluations), "docs/speed.md, Heun of 8 steps"])
+    body.append(["evaluations of the network per image", number(costs.evaluations), "docs/speed.md, Heun of 8 steps"])
     return rows(["what", "value", "source"], body)
 
 
@@ -253,7 +253,7 @@ def _stages(plan: Plan) -> str:
         body.append([stage.name, *(f"**{c}**" if stage.name == s else c for c, s in zip(cells, slowest, strict=True))])
     body.append(["all stages", *map(seconds, walls)])
     body.append(["speed-up", *(number(walls[0] / wall) for wall in walls)])
-    body.append(["accepted images a second", *(number(plan.task.wanted_images / wall) for wall in walls)])
+    body.append(["accepted images per second", *(number(plan.task.wanted_images / wall) for wall in walls)])
     return rows(["stage", "as it is", *(f"{name}, {n}" for name in ("shards", "all") for n in GPUS)], body)
 
 
@@ -269,7 +269,7 @@ def _storage(plans: Sequence[Plan]) -> str:
     body = []
     for plan in plans:
         shards = [(f"shards of {k * plan.shard_images:,}", k * plan.shard_images, plan.image.shard_bytes) for k in LAYOUTS]
-        for name, images, each in [("a file an image", 1, plan.image.png_bytes), *shards]:
+        for name, images, each in [("a file per image", 1, plan.image.png_bytes), *shards]:
             objects, c = arithmetic.shards(plan.made, images), plan.cluster
             stored = max(objects / c.puts_per_second, plan.made * each / c.storage_bytes_per_second)
             times = [seconds(plan.dvc_seconds(objects)), seconds(stored), seconds(images * plan.made_seconds)]
@@ -308,7 +308,7 @@ def _gradients(plans: Sequence[Plan]) -> str:
             times = [seconds(reduce), seconds(compute), percent(reduce / (reduce + compute))]
             images = FITS[plan.image.form].batch_images // n
             body.append([plan.image.form, str(n), str(images), size(plan.gradient_bytes(n)), *times])
-    return rows(["form", "GPUs", "images a GPU", "a GPU sends", "all-reduce", "compute", "all-reduce, of a step"], body)
+    return rows(["form", "GPUs", "images per GPU", "a GPU sends", "all-reduce", "compute", "all-reduce, of a step"], body)
 
 
 def _failures(plans: Sequence[Plan]) -> str:
@@ -357,4 +357,4 @@ def _memory(plans: Sequence[Plan]) -> str:
         [same[0].name, size(same[0].memory_bytes), *(f"{size(one.held_bytes)}, {percent(one.share)}" for one in same)]
         for same in zip(*held, strict=True)
     ]
-    return rows(["what", "there is", *_forms(plans)], body)
+    return rows(["what", "available", *_forms(plans)], body)

@@ -1,12 +1,12 @@
-"""What a run takes on n GPUs, stage by stage, in three states of the program.
+"""The time of a run on n GPUs, stage by stage, in three states of the program.
 
     0   as it is: one GPU, which the program uses unless told otherwise
-    1   shards sampled on all GPUs, a process each
-    2   and: the gate looks at shards, and hashes are taken, where shards are made; gradients of a fit are averaged over GPUs;
+    1   shards are sampled on all GPUs, one process each
+    2   also: the gate looks at shards, and hashes are taken, where shards are made; gradients of a fit are averaged over GPUs;
         runs of classifiers are spread
 
-A stage that does not spread takes as long on 512 GPUs as on one. Processor work is counted as that of one core, but for PNGs,
-which the program encodes and decodes on all cores of a machine's GPU share.
+A stage that does not spread takes as long on 512 GPUs as on one. Processor work counts as that of one core, except for PNGs,
+which the program encodes and decodes on all cores of a GPU's share.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipeline.generators import registry
 
 STATES = (0, 1, 2)
 CURRENT, SHARDS, ALL = STATES
-HASHED_BY = ("validate", "measure", "train")  # stages that hash the pool, to know unfinished work of theirs
-COPIES = 3  # of the decoded pool: as it was read, as a run's rows, and these in the order of their classes
+HASHED_BY = ("validate", "measure", "train")  # stages that hash the pool, to recognise their unfinished work
+COPIES = 3  # of the decoded pool: as read, as the rows of a run, and those rows sorted by class
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: seconds on one GPU, and on n from the state in which it spreads; `change` is what brings it there."""
+    """A stage: seconds on one GPU, and on n GPUs from the state in which it spreads; `change` is the change that does it."""
 
     name: str
     one_seconds: float
@@ -37,13 +37,13 @@ class Stage:
     change: str = ""
 
     def seconds(self, gpus: int, state: int) -> float:
-        """In this state of the program."""
+        """Seconds on `gpus` in this state of the program."""
         return self.one_seconds if self.spread is None or state < self.state else self.spread(gpus)
 
 
 @dataclass(frozen=True)
 class Held:
-    """What one process holds of a pool, and the memory that it must fit into."""
+    """The part of a pool that one process holds, and the memory that it must fit into."""
 
     name: str
     held_bytes: float
@@ -51,7 +51,7 @@ class Held:
 
     @property
     def share(self) -> float:
-        """Of the memory."""
+        """Share of the memory that it fills."""
         return self.held_bytes / self.memory_bytes
 
 
@@ -64,12 +64,12 @@ class Plan:
     cluster: Cluster
     task: Task
     shard_images: int
-    block_images: int  # that a generator samples at once
+    block_images: int  # images that a generator samples at once
     judges: int
 
     @classmethod
     def of(cls, image: Image, costs: Costs, cluster: Cluster | None = None, task: Task | None = None) -> Plan:
-        """With shards, blocks, judges and seeds as in params.yaml."""
+        """A plan with shards, blocks, judges and seeds as in params.yaml."""
         params = config.read()
         block = registry.settings(params, "flow_matching").model_dump()["block_images"]
         shard, judges = params.sample.shard_images, params.judges.folds
@@ -77,17 +77,17 @@ class Plan:
 
     @property
     def made(self) -> int:
-        """Images that are made."""
+        """Number of images to make."""
         return arithmetic.images_to_make(self.task.wanted_images, self.costs.accepted_share)
 
     @property
     def pool_gigabytes(self) -> float:
-        """Shards together."""
+        """Size of all shards."""
         return self.made * self.image.shard_bytes / 1e9
 
     @property
     def network_seconds(self) -> float:
-        """An image of the generator on a GPU."""
+        """Time of the generator per image, on a GPU."""
         c, net = self.cluster, self.image.unet
         block = arithmetic.pass_seconds(
             self.block_images, net.evaluation_flop, c.flop_per_second, net.evaluation_operations, c.launch_seconds
@@ -96,42 +96,42 @@ class Plan:
 
     @property
     def made_seconds(self) -> float:
-        """An image of the stage `sample` on a GPU and its cores: one after the other, as the program does it."""
+        """Time of the stage `sample` per image, on a GPU and its cores, one after the other as in the program."""
         encode = self.image.encode_seconds
         return self.network_seconds + encode / self.cluster.cores_per_gpu + self.image.write_seconds - encode
 
     @property
     def shard_seconds(self) -> float:
-        """Of a GPU."""
+        """Time of a GPU for one shard."""
         return self.shard_images * self.made_seconds
 
     def sampling_seconds(self, gpus: int) -> float:
-        """Whole shards."""
+        """Time to sample all shards; each is made whole."""
         return arithmetic.rounds_seconds(arithmetic.shards(self.made, self.shard_images), gpus, self.shard_seconds)
 
     def fitting_gpus(self, gpus: int) -> int:
-        """That can share a batch."""
+        """How many of the GPUs can share a batch."""
         return min(gpus, FITS[self.image.form].batch_images // self.task.least_images_per_gpu)
 
     def compute_seconds(self, gpus: int) -> float:
-        """Of a step of the fit whose batch these GPUs share."""
+        """Computing time of a step of the fit whose batch these GPUs share."""
         c, net, batch = self.cluster, self.image.unet, FITS[self.image.form].batch_images
         return arithmetic.pass_seconds(
             batch // gpus, net.training_flop, c.flop_per_second, net.training_operations, c.launch_seconds
         )  # fmt: skip
 
     def gradient_bytes(self, gpus: int) -> float:
-        """That each GPU sends in a step; gradients are fp32."""
+        """Bytes that each GPU sends in a step; gradients are fp32."""
         return arithmetic.ring_bytes(4 * self.image.unet.parameters, gpus)
 
     def gradient_seconds(self, gpus: int) -> float:
-        """Of a step, not hidden behind the backward pass."""
+        """Time of the all-reduce of a step, not hidden behind the backward pass."""
         c = self.cluster
         speed = c.link_bytes_per_second if gpus <= c.gpus_per_machine else c.network_bytes_per_second
         return self.gradient_bytes(gpus) / speed
 
     def fitting_seconds(self, gpus: int) -> float:
-        """Of the fit, on as many of the GPUs as makes it shortest."""
+        """Time of the fit, on the number of GPUs that makes it shortest."""
         steps, most = FITS[self.image.form].steps, self.fitting_gpus(gpus)
         tried = [2**i for i in range(most.bit_length())]
         return steps * min(self.compute_seconds(n) + self.gradient_seconds(n) for n in tried)
@@ -143,16 +143,16 @@ class Plan:
 
     @property
     def checkpoint_seconds(self) -> float:
-        """Of the fit: hashing and writing."""
+        """Time to hash and write a checkpoint of the fit."""
         size = self.checkpoint_bytes
         return size / 1e9 * self.costs.checkpoint_gigabyte_seconds + size / self.cluster.storage_bytes_per_second
 
     def dvc_seconds(self, objects: int) -> float:
-        """Hashing the pool as so many files and copying it into the cache."""
+        """Time to hash the pool as `objects` files and copy it into the cache."""
         return objects * self.costs.dvc_file_seconds + self.pool_gigabytes * self.costs.dvc_gigabyte_seconds
 
     def classifiers_seconds(self, gpus: int) -> float:
-        """All runs of all arms, a GPU a run."""
+        """Time of all runs of all arms, one GPU per run."""
         t, c, net = self.task, self.cluster, self.image.classifier
         step = arithmetic.pass_seconds(
             t.classifier_batch, net.training_flop, c.flop_per_second, net.training_operations, c.launch_seconds
@@ -161,7 +161,7 @@ class Plan:
 
     @property
     def look_seconds(self) -> float:
-        """An image of the gate's look at a shard: the judges on a GPU, decoding on its cores, the rest on one."""
+        """Time of the gate's look at a shard, per image: judges on a GPU, decoding on its cores, the rest on one."""
         i, c, net = self.image, self.cluster, self.image.judge
         judges = self.judges * arithmetic.pass_seconds(
             self.shard_images, net.evaluation_flop, c.flop_per_second, net.evaluation_operations, c.launch_seconds
@@ -177,11 +177,11 @@ class Plan:
         soft_labels = t.seeds * made * i.classifier.evaluation_flop / self.cluster.flop_per_second
         spread = [
             Stage("fit", self.fitting_seconds(1), self.fitting_seconds, ALL, "average gradients of GPUs that share a batch"),
-            Stage("sample", self.sampling_seconds(1), self.sampling_seconds, SHARDS, "a process a GPU, with its own shards"),
+            Stage("sample", self.sampling_seconds(1), self.sampling_seconds, SHARDS, "a process per GPU, with its own shards"),
             Stage(f"{', '.join(HASHED_BY)}: hash the pool", hashed, lambda n: hashed / n, ALL, "keep a shard's hash beside it"),
             Stage("validate: look at each image", look, lambda n: look / n, ALL, "look at a shard where it was made"),
             Stage("train: soft labels", soft_labels, lambda n: soft_labels / n, ALL, "ask the teachers where a shard was made"),
-            Stage("train: classifiers", self.classifiers_seconds(1), self.classifiers_seconds, ALL, "a GPU a run"),
+            Stage("train: classifiers", self.classifiers_seconds(1), self.classifiers_seconds, ALL, "one GPU per run"),
         ]  # fmt: skip
         serial = [
             Stage("DVC: hash and copy the pool", self.dvc_seconds(arithmetic.shards(made, self.shard_images))),
@@ -201,7 +201,7 @@ class Plan:
         return max(self.stages, key=lambda stage: stage.seconds(gpus, state))
 
     def most_speed_up(self, state: int) -> float:
-        """Over one GPU, by any number: what spreads takes no time then."""
+        """Speed-up over one GPU in the limit of many, where work that spreads takes no time."""
         every = [(s.spread is not None and state >= s.state, s.one_seconds) for s in self.stages]
         serial, parallel = (sum(seconds for spreads, seconds in every if spreads is wanted) for wanted in (False, True))
         return arithmetic.speed_up(serial, parallel, float("inf"))
@@ -227,5 +227,5 @@ class Plan:
 
     @property
     def worst(self) -> Held:
-        """What fills its memory most."""
+        """The part that fills its memory most."""
         return max(self.memory, key=lambda held: held.share)

@@ -1,4 +1,4 @@
-"""What the parts found: benchmarks/results/speed.csv, docs/speed.md and the last lines, all from the same rows."""
+"""Results of the parts: benchmarks/results/speed.csv, docs/speed.md and the last lines of output, all from the same rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.core import work
 
 @dataclass(frozen=True)
 class Row:
-    """A figure. `part` and `name` say what it is; the words of `name` are parted by a bar where it belongs into a table."""
+    """A figure. `part` and `name` say what it is. If it belongs in a table, bars separate the words of `name`."""
 
     part: str
     name: str
@@ -24,7 +24,7 @@ class Row:
 
 COLUMNS = tuple(field.name for field in fields(Row))
 PARTS = ("generator", "scaling", "pool", "packing", "overhead")
-LAST = {  # last lines of the command: the row that each is
+LAST = {  # last lines of the command, and the row of each
     "training_ratio": ("generator", "training_ratio"),
     "sampling_ratio": ("generator", "sampling_ratio"),
     "training_peak_share": ("generator", "training_peak_share"),
@@ -38,7 +38,7 @@ TARGETS = {
 
 
 def merged(file: Path, new: Iterable[Row]) -> list[Row]:
-    """`new`, and the rows of parts that were not run this time from `file`; written to it."""
+    """`new`, plus rows from `file` of parts that were not run this time. Writes the result to `file`."""
     rows = list(new)
     fresh = {row.part for row in rows}
     if file.is_file():
@@ -55,7 +55,7 @@ def merged(file: Path, new: Iterable[Row]) -> list[Row]:
 
 
 def last_lines(rows: Sequence[Row]) -> list[str]:
-    """`training_ratio X` and its like, for what was measured."""
+    """Lines such as `training_ratio X`, for figures that were measured."""
     found = {(row.part, row.name): row.value for row in rows}
     return [f"{name} {found[key]:.3g}" for name, key in LAST.items() if key in found]
 
@@ -69,56 +69,57 @@ parts: generator, scaling, pool, packing, overhead.
 TEXTS = {
     "generator": """## Generator: ours and the plain recipe
 
-28 x 28 grey images of a long tail. **Plain** is what one writes with diffusers: UNet2DModel with classes, in fp32, of about as
-many parameters as ours; DDPMScheduler; a data set of PIL images behind a DataLoader with ToTensor; AdamW; sampling by
-DDIMScheduler. **Ours** is `flow_matching` as its `fit` trains and its `sample` samples, batching, augmentation, moving average
-and decoding included. Both have the same threads, rows, share of the classes in a batch, images a batch and images sampled at
-once, in one run on one machine. Space-to-depth is ours and not the plain recipe's: that is part of the answer.
+28 x 28 grey images of a long tail. **Plain** is the usual recipe with diffusers: UNet2DModel with classes, in fp32, with about
+as many parameters as ours; DDPMScheduler; a data set of PIL images behind a DataLoader with ToTensor; AdamW; sampling by
+DDIMScheduler. **Ours** is `flow_matching` as its `fit` trains and its `sample` samples, including batching, augmentation,
+moving average and decoding. Both have the same threads, rows, class shares in a batch, batch size and number of images sampled
+at once, in one run on one machine. Only ours has space-to-depth: that is part of the answer.
 
-Quality is the project's KID: embeddings of judges that were fitted on the scarce train rows, against real rows that nothing was
-fitted on, as many of each class. A setting has *no loss* where its KID lies within the 95 % interval of the best setting of
-the same model, or below.
+Quality is the project's KID: embeddings of judges that were fitted on the scarce train rows, against as many real rows of each
+class that nothing was fitted on. A setting has *no loss* if its KID lies within or below the 95 % interval of the best setting
+of the same model.
 
-The plain recipe learns for longer than ours, and where `plain_reached_our_quality` is 0 that was not enough: its own images
-are then not of equal quality, and how few steps they can do with means nothing. Equal quality is therefore made: the time of
-an evaluation does not depend on the weights, so the plain recipe is *lent* weights as good as ours, a U-Net of the project's
-family `diffusion` after as many steps as ours, sampled by DDIM. The KID of `lent` settings is that of these images, their
-speed that of the plain network with as many evaluations. `sampling_ratio` takes the fastest setting without loss of ours and
-of the lent ones; it is of equal quality where `ours_at_least_as_good` is 1. `sampling_ratio_at_their_quality` takes our
-fastest setting that is as good as the best lent one, and is 0 where none is. Each setting's time is the least of three.
+The plain recipe trains for longer than ours. If `plain_reached_our_quality` is 0, that was not enough: its own images are not
+of equal quality, and the number of steps they need means nothing. So equal quality is constructed. The time of an evaluation
+does not depend on the weights, so the plain recipe is *lent* weights as good as ours: a U-Net of the project's family
+`diffusion` after as many steps as ours, sampled by DDIM. The KID of `lent` settings is that of these images. Their speed is
+that of the plain network with as many evaluations. `sampling_ratio` compares our fastest setting without loss with the fastest
+lent one; quality is equal if `ours_at_least_as_good` is 1. `sampling_ratio_at_their_quality` takes our fastest setting that is
+as good as the best lent one, and is 0 if there is none. Each setting's time is the least of three.
 
-FLOP are counted by torch.utils.flop_counter (forward and backward, of multiplications of matrices and convolutions alone). The
-peak is the fastest of several bf16 products of square matrices of 1,024 to 4,096, on the same threads, before and after.
-Shares of other widths are of steps on random images.
+FLOP are counted by torch.utils.flop_counter (forward and backward, matrix multiplications and convolutions only). The peak is
+the fastest of several bf16 products of square matrices of 1,024 to 4,096, on the same threads, before and after. Shares of
+other widths are of steps on random images.
 """,
-    "scaling": """## Cost a row
+    "scaling": """## Cost per row
 
-Each figure is from a process of its own: the function that a stage calls, on n rows of 8 x 8 images, without what prepares it.
+Each figure is from a process of its own: the function that a stage calls, on n rows of 8 x 8 images, without the preparation.
 `write` and `read` are of a manifest, `validation` the expectations on its table, `gate` the whole stage `validate` with its
 checks on pixels, `duplicates` the search for near-duplicates of `prepare`, `sampling` a pool of the family `naive`. Growth is
-the time a row over that at a tenth of the rows; the target is below 1.25. Memory is the process's peak.
+the time per row divided by that at a tenth of the rows; the target is below 1.25. Memory is the process's peak.
 """,
-    "pool": """## Cost an image of a pool
+    "pool": """## Cost per image of a pool
 
-What an image costs beside the network that makes it, in processor seconds of one thread: they say more than a clock where
-other work shares the machine, though it slows them too. What does not grow with the pool is left out. `write shards` is all of
-the stage `sample` but the network, `encode PNG` among it. `look` is all that the gate does shard by shard, decoding among it,
-with its judges and without; `rest of the gate` is what it does with the rows of all shards together. A file and a gigabyte are
-what `dvc add` takes for one more of them. 28 x 28 are digits, enlarged; 256 x 256 are cut from the two photographs that come
-with scikit-learn. Work and operations are counted, not timed. What follows for a million images: [scale](scale.md).
+The cost of an image apart from the network that makes it, in processor seconds of one thread. On a shared machine processor
+seconds say more than wall time, though other work slows them too. Costs that do not grow with the pool are left out.
+`write shards` is the whole stage `sample` without the network, including `encode PNG`. `look` is everything that the gate does
+shard by shard, including decoding, with and without its judges. `rest of the gate` is what it does with the rows of all shards
+together. A file and a gigabyte are what `dvc add` takes for one more of each. 28 x 28 are enlarged digits; 256 x 256 are cut
+from the two photographs that come with scikit-learn. Work and operations are counted, not timed. What follows for a million
+images: [scale](scale.md).
 """,
     "packing": """## Classifiers: packed, and one after the other
 
-Ten arms by five seeds, in two ways: packed, a worker of one thread a core; and one after the other on all threads. Fewer runs
-than fifty are made (`runs`), and their seconds taken in proportion to fifty, the start of the workers included. Digits are
+Ten arms with five seeds, in two ways: packed, one single-threaded worker per core; and one after the other on all threads.
+Fewer than fifty runs are made (`runs`), and their seconds are scaled to fifty, including the start of the workers. Digits are
 trained as params.yaml says, 28 x 28 images with the steps that `tailforge init` writes.
 """,
     "overhead": """## Overhead
 
 A project of digits with tiny settings has the stages of the demo. `wall` is `tailforge run` from start to exit in the fresh
-project; `work` is what the same stages take when they are called again, in one process that has imported everything and has
-done them once. The difference is Prefect, DVC, start-up and imports, whatever the size of the work; decisions/0007-warm.md says
-where it went. `up_to_date` is a second `tailforge run`, which finds nothing to do: nothing is computed twice.
+project. `work` is the time of the same stages when they are called again, in one process that has imported everything and has
+run them once. The difference is Prefect, DVC, start-up and imports, whatever the size of the work; docs/decisions/0007-warm.md
+breaks it down. `up_to_date` is a second `tailforge run`, which finds nothing to do: nothing is computed twice.
 """,
 }
 
@@ -137,7 +138,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
-    """A table for each kind of name `kind | what | column`, then one of the names without bars."""
+    """A table for each `kind` in names `kind | what | column`, then one of the names without bars."""
     lines: list[str] = []
     split = [(row.name.split("|"), row) for row in rows]
     for kind in dict.fromkeys(words[0] for words, _ in split if len(words) == 3):

@@ -1,4 +1,4 @@
-"""The only place where an image changes its range or its form.
+"""The only place where an image changes its range or layout.
 
 Outside: uint8 in [0, 255], as PNG bytes in a manifest or as a tensor (n, c, h, w).
 Inside a network: float32 in [-1, 1], x = u / 127.5 - 1, tensor (n, c, h, w).
@@ -31,7 +31,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def encode_png(image: Tensor | np.ndarray) -> bytes:
-    """uint8 (c, h, w) -> PNG bytes; the same pixels always give the same bytes."""
+    """uint8 (c, h, w) -> PNG bytes. The same pixels always give the same bytes."""
     array = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))
     picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     buffer = io.BytesIO()
@@ -52,7 +52,7 @@ def encode_all(images: Tensor) -> list[bytes]:
 
 
 def decode_all(data: Sequence[bytes]) -> Tensor:
-    """n PNGs of one size and form -> uint8 (n, c, h, w). Raises ValueError where sizes or forms differ."""
+    """n PNGs of one size and mode -> uint8 (n, c, h, w). Raises ValueError if sizes or modes differ."""
     import torch
 
     with ThreadPoolExecutor() as pool:
@@ -60,6 +60,6 @@ def decode_all(data: Sequence[bytes]) -> Tensor:
 
 
 def pixel_hash(image: Tensor | np.ndarray) -> str:
-    """Hash of shape and pixels of one uint8 image (c, h, w): equal pixels, equal hash, whatever the file format was."""
+    """Hash of shape and pixels of one uint8 image (c, h, w). Equal pixels give equal hashes, whatever the file format was."""
     array = np.ascontiguousarray(np.asarray(image))
     return hashlib.blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()

@@ -1,18 +1,18 @@
 """Manifest: one row per image, real or synthetic, in one Parquet schema.
 
     sample_id    unique name
-    image        PNG bytes, all of one size and form
+    image        PNG bytes, all of one size and mode
     label        class name
     split        train | val | test | reserve; synthetic rows belong to train
-    group        rows of one object, patient or board share it; splits and intervals respect it
+    group        shared by rows of one object, patient or board; splits and intervals respect it
     origin       real | synthetic
     generator    family that made the row; null for real rows
     seed         the image's own seed; null for real rows
-    sources      sample_ids of the train rows it came from; null where unknown, empty for real rows
+    sources      sample_ids of the train rows it came from; null if unknown, empty for real rows
     pixel_hash   hash of the decoded pixels
 
-Rows carry origin and split so that a fit can refuse what it must not see: `training_tensors` is the one way from a
-manifest to the arguments of a fit, and it raises LeakError for anything but train rows.
+Rows carry origin and split so that a fit can refuse rows it must not see. `training_tensors` is the only way from a manifest
+to the arguments of a fit, and it raises LeakError for any row that is not a train row.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Manifest:
 
     @classmethod
     def read(cls, *paths: Path, columns: Sequence[str] | None = None) -> Manifest:
-        """The rows of Parquet files, or of all `*.parquet` of folders in the order of their names.
+        """The rows of Parquet files, or of all `*.parquet` files of folders in the order of their names.
 
-        Raises DataError where a file is missing, torn or of another schema.
+        Raises DataError if a file is missing, torn or of another schema.
         """
         files = [f for p in paths for f in (sorted(p.glob("*.parquet")) if p.is_dir() else [p])]
         wanted = list(columns or SCHEMA.names)
@@ -75,14 +75,14 @@ class Manifest:
 
     @classmethod
     def from_columns(cls, **columns: Iterable[object]) -> Manifest:
-        """Rows from one iterable per column of SCHEMA; `split`, `origin`, … are written out by the caller."""
+        """Rows from one iterable per column of SCHEMA. The caller gives every column, including `split` and `origin`."""
         return cls(pa.table({n: pa.array(list(columns[n]), SCHEMA.field(n).type) for n in SCHEMA.names}, schema=SCHEMA))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def column(self, name: str) -> np.ndarray:
-        """One column as a NumPy array (n,) of str, int or object."""
+        """A column as a NumPy array (n,) of str, int or object."""
         return np.asarray(self.table[name].to_numpy(zero_copy_only=False))
 
     def where(self, mask: np.ndarray) -> Manifest:
@@ -90,16 +90,16 @@ class Manifest:
         return Manifest(self.table.filter(pa.array(np.asarray(mask, dtype=bool))))
 
     def take(self, indices: np.ndarray) -> Manifest:
-        """The rows at integer `indices`, in that order, repetitions allowed."""
+        """The rows at integer `indices`, in that order; indices may repeat."""
         return Manifest(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))))
 
     def counts(self, classes: Sequence[str]) -> np.ndarray:
-        """Rows of each class (k,), int64."""
+        """Number of rows of each class, int64 (k,)."""
         labels = self.column("label")
         return np.array([(labels == c).sum() for c in classes], dtype=np.int64)
 
     def images(self) -> Tensor:
-        """uint8 (n, c, h, w). Raises DataError where an image is none, or not like the others."""
+        """uint8 (n, c, h, w). Raises DataError if bytes are not an image, or an image differs in size or mode."""
         try:
             return images.decode_all(self.table["image"].to_pylist())
         except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises on torn bytes, NumPy on other sizes
@@ -108,7 +108,7 @@ class Manifest:
             ) from error
 
     def targets(self, classes: Sequence[str]) -> Tensor:
-        """Index of each row's class in `classes`, int64 (n,). Raises DataError for a label not among them."""
+        """Index of each row's class in `classes`, int64 (n,). Raises DataError for any other label."""
         import torch
 
         index = {c: i for i, c in enumerate(classes)}
@@ -118,19 +118,19 @@ class Manifest:
             raise DataError(f"label {error}", expected=f"one of {', '.join(classes)}") from error
 
     def require_train(self, purpose: str) -> None:
-        """Raise LeakError unless every row is of split train, and every synthetic row's known sources are too.
+        """Raise LeakError unless every row is of split train.
 
-        The sources of synthetic rows are checked against the real train rows by `arms`, which sees both.
+        `arms` checks the sources of synthetic rows: it sees them and the real train rows.
         """
         splits = set(self.table["split"].unique().to_pylist())
         if splits - {"train"}:
             raise LeakError(
-                f"{purpose} was handed rows of split {', '.join(sorted(map(str, splits - {'train'})))}",
-                expected="train rows alone",
+                f"{purpose} received rows of split {', '.join(sorted(map(str, splits - {'train'})))}",
+                expected="train rows only",
                 remedy="fit on data/prepared/train.parquet",
             )
 
     def training_tensors(self, classes: Sequence[str], purpose: str) -> tuple[Tensor, Tensor]:
-        """(uint8 images (n, c, h, w), int64 targets (n,)) for a fit; raises LeakError for any row that is not train."""
+        """(uint8 images (n, c, h, w), int64 targets (n,)) for a fit. Raises LeakError for any row that is not a train row."""
         self.require_train(purpose)
         return self.images(), self.targets(classes)

@@ -1,11 +1,11 @@
-"""Prepared: what the stage `prepare` leaves behind, and the only way to open it.
+"""Prepared: the output of the stage `prepare`, and the only way to open it.
 
 train.parquet  val.parquet  test.parquet    real rows (Manifest)
-reserve.parquet                             real rows that scarcity left out of all else (Manifest), often none
+reserve.parquet                             real rows that scarcity left out (Manifest), often none
 external.parquet                            synthetic rows made elsewhere (Manifest), often none
-dataset.json                                classes in order, image_size, channels, counts, what was set aside
-sides.parquet                               on which side each real row stands, and stood before (pipeline/datasets/past.py)
-inputs.json                                 per family, the hash of what it takes from outside, or null
+dataset.json                                classes in order, image_size, channels, counts, images set aside
+sides.parquet                               the side of each real row, now and before (pipeline/datasets/past.py)
+inputs.json                                 per family, the hash of its outside input, or null
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Prepared:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """dataset.json. Raises DataError where it is missing or torn."""
+        """The contents of dataset.json. Raises DataError if it is missing or torn."""
         try:
             return dict(json.loads((self.folder / "dataset.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{self.folder}/dataset.json: {error}", remedy="run the stage prepare") from error
 
     def input_of(self, family: str) -> str | None:
-        """Hash of what `family` takes from outside the train rows; None where it takes nothing."""
+        """Hash of what `family` reads besides the train rows; None if it reads nothing else."""
         value: str | None = json.loads((self.folder / "inputs.json").read_text(encoding="utf-8"))[family]
         return value
 
@@ -55,17 +55,17 @@ class Prepared:
         return Manifest.read(self.folder / "train.parquet")
 
     def val(self) -> Manifest:
-        """The real rows by which choices are made."""
+        """The real rows on which choices are made."""
         return Manifest.read(self.folder / "val.parquet")
 
     def test(self) -> Manifest:
-        """The real rows that the stage `evaluate` alone opens, once."""
+        """The real rows that only the stage `evaluate` opens, once."""
         return Manifest.read(self.folder / "test.parquet")
 
     def reserve(self) -> Manifest:
-        """Real rows that scarcity left out, of groups that stand in neither val nor test: for the learning curve alone.
+        """Real rows that scarcity left out, of groups that are in neither val nor test. Only the learning curve uses them.
 
-        Their split is `reserve`, so that every other fit refuses them.
+        Their split is `reserve`, so every other fit refuses them.
         """
         return Manifest.read(self.folder / "reserve.parquet")
 

@@ -1,8 +1,8 @@
 """Random numbers without global state.
 
-Every stream is named: derive(seed, "batch", step) is the BLAKE2b hash of the seed and the names, so that a stream never
-depends on how many numbers another one drew, on the order of work or on the number of workers. A synthetic image is a
-function of the weights, its label and its own seed (Karras et al., EDM2, 2024: one generator per image).
+Every stream has a name: derive(seed, "batch", step) is the BLAKE2b hash of the seed and the names. So a stream never depends
+on how many numbers another stream drew, on the order of work or on the number of workers. A synthetic image is a function of
+the weights, its label and its own seed (Karras et al., EDM2, 2024: one generator per image).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
 
 @contextmanager
 def torch_stream(seed: int, *names: str | int) -> Iterator[None]:
-    """Inside, torch's global stream (initial weights, dropout) is the one called `names`; afterwards it is as it was."""
+    """Within, torch's global stream (initial weights, dropout) is the one called `names`; afterwards it is restored."""
     import torch
 
-    # torch.manual_seed would queue a call, with its stack, for an accelerator that is never used: a millisecond and a leak.
+    # torch.manual_seed would queue a call, with its stack, for an accelerator that may never be used: a millisecond and a leak.
     cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
         torch.default_generator.manual_seed(derive(seed, *names))
@@ -52,7 +52,7 @@ def torch_stream(seed: int, *names: str | int) -> Iterator[None]:
 
 
 def noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (n, *shape), row i a function of seeds[i] alone."""
+    """Standard normal noise (n, *shape). Row i is a function of seeds[i] alone."""
     import torch
 
     out = torch.empty(len(seeds), *shape)

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, their settings in the file's metadata. Never pickle: a weight file must not run code."""
+"""Weights on disk: safetensors with their settings in the metadata. Never pickle: a weight file must not run code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.errors import DataError
 
 
 def save(file: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write tensors and `card` (anything JSON can say) to `file`, whole or not at all; equal inputs give equal bytes."""
+    """Write tensors and `card` (any JSON value) to `file`, whole or not at all. Equal inputs give equal bytes."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     work.write(file, to_bytes(whole, metadata={"card": json.dumps(card, sort_keys=True)}))
 
 
 def load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, card) that `save` wrote. Raises DataError where the file is missing, torn or not one of ours."""
+    """(tensors, card) that `save` wrote. Raises DataError if the file is missing, torn or was not written by `save`."""
     try:
         with safe_open(file, framework="pt") as opened:
             card = json.loads((opened.metadata() or {})["card"])

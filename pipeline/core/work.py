@@ -1,12 +1,11 @@
-"""Files that are there whole or not at all, and work that survives a kill.
+"""Files that exist whole or not at all, and work that survives a kill.
 
-`write` puts a file in place by write, fsync, rename. `resumable` gives a stage a folder that outlives the process: its
-name is the hash of everything that decides the result (settings, input files, code), so unfinished work is taken up
-again by an equal run and never by another. When the stage is done the folder's entries are brought to the disk and moved to
-their place.
+`write` puts a file in place by write, fsync, rename. `resumable` gives a stage a folder that outlives the process. Its name
+is the hash of everything that decides the result (settings, input files, code), so only an equal run resumes the unfinished
+work. When the stage is done, the entries of the folder are synced to the disk and moved into place.
 
-Unfinished work may lie for days, and a bit that flips in it would go into the result unseen. So `write` notes in the folder
-(JOURNAL) what hash a file there has, and who takes the work up removes what has another, to be made again.
+Unfinished work may stay for days, and a flipped bit in it would enter the result unseen. So `write` records the hash of each
+file there (JOURNAL). A later run checks the hashes. It removes files that do not match, and they are made again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from pipeline.errors import StorageError
 
 PARTIAL = Path(".tailforge/partial")
-JOURNAL = ".written"  # of a folder of unfinished work: a line `hash name` for each file that `write` put there
+JOURNAL = ".written"  # in a folder of unfinished work: a line `hash name` for each file that `write` put there
 _NO_ROOM, _FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}, {errno.EIO, errno.ESTALE}
 
 
@@ -40,12 +39,12 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path}: {error.strerror}",
             expected="a disk with room" if room else "a disk that reads and writes",
-            remedy=f"{'free some space' if room else 'see to the disk or mount'} and run again: finished work is kept",
+            remedy=f"{'free some space' if room else 'repair the disk or mount'} and run again: finished work is kept",
         ) from error
 
 
 def write(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path`: after a crash the file is the old one or the new one, never between."""
+    """Put `data` at `path`. After a crash the file is the old one or the new one, never a mixture."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
@@ -63,12 +62,12 @@ def write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Put `value` at `path` as JSON, keys sorted, so that equal values give equal bytes. Raises ValueError for NaN."""
+    """Put `value` at `path` as JSON with sorted keys, so that equal values give equal bytes. Raises ValueError for NaN."""
     write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def key(*parts: object) -> str:
-    """Hash of settings (anything JSON can say) and of files (Path: their bytes; a folder: its files in order)."""
+    """Hash of settings (any JSON value) and of files (a Path: its bytes; a folder: its files in order)."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
         if isinstance(part, Path):
@@ -82,7 +81,7 @@ def key(*parts: object) -> str:
 
 
 def code_key() -> str:
-    """Hash of this package's sources: unfinished work of other code is not taken up."""
+    """Hash of this package's sources, so that unfinished work of other code is not resumed."""
     root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(root.rglob("*.py")):
@@ -92,11 +91,11 @@ def code_key() -> str:
 
 @contextmanager
 def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
-    """A folder for the unfinished entries of folder `out`, kept when the process dies and taken up by an equal run.
+    """A folder for the unfinished entries of folder `out`. It is kept when the process dies, and an equal run resumes it.
 
-    On success each entry is moved into `out`, replacing what was there. Work of other settings for the same `out` is
-    removed first. What has a name that starts with a dot, at any depth, is no part of the result: checkpoints, and what a
-    process that was killed has left beside work that was done.
+    On success each entry is moved into `out` and replaces what was there. Work of other settings for the same `out` is
+    removed first. Names that start with a dot, at any depth, are not part of the result: checkpoints, and leftovers of
+    killed processes.
     """
     place = PARTIAL / "-".join(out.parts).strip("/.")
     folder = place / key(code_key(), *decided_by)
@@ -121,17 +120,18 @@ def resumable(out: Path, *decided_by: object) -> Iterator[Path]:
 
 
 def _note(path: Path, raw: bytes) -> None:
-    """Note the hash of the bytes `raw` that are to stand at `path`, where that is unfinished work."""
+    """Record the hash of the bytes `raw` that will be at `path`, if that is unfinished work."""
     n = len(PARTIAL.parts)
     if path.parts[:n] != PARTIAL.parts or len(path.parts) < n + 3:
         return
     folder, name = Path(*path.parts[: n + 2]), Path(*path.parts[n + 2 :]).as_posix()
-    with open(folder / JOURNAL, "ab") as journal:  # not synced: without its line a file is taken as it is
-        journal.write(f"\n{hashlib.blake2b(raw, digest_size=16).hexdigest()} {name}".encode())  # first: a torn line ends there
+    with open(folder / JOURNAL, "ab") as journal:  # not synced: a file without its line is accepted as it is
+        # The newline comes first: a torn line ends there.
+        journal.write(f"\n{hashlib.blake2b(raw, digest_size=16).hexdigest()} {name}".encode())
 
 
 def _remove_damaged(folder: Path) -> None:
-    """Remove what does not have the hash that was noted of it, and say so."""
+    """Remove files that do not match their recorded hash, and say so."""
     journal = folder / JOURNAL
     if not journal.is_file():
         return
@@ -145,8 +145,8 @@ def _remove_damaged(folder: Path) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """Remove hidden files and folders from the entries of `folder`, and bring the rest to the disk before it is moved: after a
-    loss of power a rename may be there and the bytes not."""
+    """Remove hidden files and folders from the entries of `folder`, and sync the rest before it is moved: a power cut may keep
+    a rename and lose the bytes."""
     for place, below, files in os.walk(folder):
         hidden = [name for name in below if name.startswith(".")]
         below[:] = [name for name in below if name not in hidden]

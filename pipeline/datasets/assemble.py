@@ -1,4 +1,4 @@
-"""Pass 2: the rows of the shards, as decided, streamed into the files of data/prepared.
+"""Pass 2: stream the rows of the shards, as decided, into the files of data/prepared.
 
 Rows keep the order of their source, and a file is a function of the rows alone.
 """
@@ -24,11 +24,11 @@ from pipeline.datasets.decide import Decision
 from pipeline.datasets.split import FILES, SIDES, TEST, TRAIN, VAL
 
 ROW_GROUP = 1024
-LISTED = 100  # rows written out for each reason; totals count them all
+LISTED = 100  # rows listed for each reason; totals count all rows
 
 
 def write_manifest(path: Path, tables: Iterator[pa.Table]) -> str:
-    """Stream `tables` with SCHEMA's columns to `path`. Returns the hash of what identifies the rows."""
+    """Stream `tables` with SCHEMA's columns to `path`. Returns a hash of the columns that identify the rows."""
     digest, waiting = hashlib.blake2b(digest_size=16), SCHEMA.empty_table()
     with work.storage(path), open(path, "wb") as file:
         with pq.ParquetWriter(file, SCHEMA) as writer:
@@ -47,7 +47,7 @@ def write_manifest(path: Path, tables: Iterator[pa.Table]) -> str:
 
 
 def real_rows(shards: list[Path], decision: Decision, side: int) -> Iterator[pa.Table]:
-    """The rows of `shards` that were decided to stand on `side`."""
+    """The rows of `shards` that the decision puts on `side`."""
     start = 0
     for shard in shards:
         stop = start + pq.read_metadata(shard).num_rows
@@ -69,7 +69,7 @@ def external_rows(shards: list[Path]) -> Iterator[pa.Table]:
 
 
 def _table(taken: pa.Table, **columns: Any) -> pa.Table:
-    """`taken` with SCHEMA's columns: those given (one value, or one for each row), those it has, else null."""
+    """`taken` with SCHEMA's columns: those in `columns` (one value, or one per row), those that it has, else null."""
     values = {**{name: taken[name] for name in taken.column_names if name in SCHEMA.names}, **columns}
     arrays = []
     for column in SCHEMA:
@@ -80,7 +80,7 @@ def _table(taken: pa.Table, **columns: Any) -> pa.Table:
 
 
 def describe(decision: Decision, data: Data, set_aside: list[dict[str, str]], fingerprint: str) -> dict[str, Any]:
-    """dataset.json: what the rows are, and what became of the others."""
+    """The contents of dataset.json: the rows that are kept, and the rows that are not, with reasons."""
     listed: Counter[str] = Counter()
     left_out = []
     for row, reason in sorted(decision.reasons.items()):

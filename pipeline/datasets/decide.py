@@ -1,14 +1,14 @@
-"""What becomes of each row, decided on names, hashes and thumbnails alone.
+"""The side of each row, decided on names, hashes and thumbnails alone.
 
-    components   identical, near-duplicate and given groups united: what must stay on one side
-    left out     the same pixels under two labels; what an official split has on two sides
+    components   identical rows, near-duplicates and given groups, united: they must stay on one side
+    left out     the same pixels under two labels; rows that an official split has on two sides
     sides        the official ones, or carved from the rest: test, then validation
-    scarcity     thins train; what it drops goes to a carved test set where nothing of its group stays in train or val
-    past         a row that stood in the version before keeps its side, and with it all of its component
-    reserve      what scarcity dropped and no test set took, where nothing of its group stands in val or test: it counts as left
-                 out, and serves one question alone, how many more real images would have done what synthetic ones did
+    scarcity     thins train; dropped rows go to a carved test set if nothing of their group remains in train or val
+    past         a row of the previous version keeps its side, together with its whole component
+    reserve      rows that scarcity dropped and no test set took, if nothing of their group is in val or test. They count as
+                 left out and have one use: to show how many more real images would have done what the synthetic ones did
 
-Every choice is a function of the seed, of the past and of the rows in the order of their source.
+Every choice is a function of the seed, the past, and the rows in the order of their source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.errors import DataError
 
 @dataclass
 class Decision:
-    """Of the n rows of a source, in its order."""
+    """The decision about the n rows of a source, in its order."""
 
     paths: pa.ChunkedArray  # (n,)
     sample_ids: pa.ChunkedArray  # (n,)
@@ -38,15 +38,15 @@ class Decision:
     labels: np.ndarray  # (n,) index into classes
     side: np.ndarray  # (n,) TRAIN, VAL, TEST, RESERVE or OUT
     group: np.ndarray  # (n,) first row of the group
-    stood: np.ndarray  # (n,) side on which its component stood before, TRAIN where it was on several; -1 where it was not
+    stood: np.ndarray  # (n,) previous side of its component, TRAIN if there were several; -1 if it is new
     official_test: bool
     groups_known: bool = False
-    near_duplicates: int = 0  # rows with another that shows the same
+    near_duplicates: int = 0  # rows with at least one other row that shows the same
     reasons: dict[int, str] = field(default_factory=dict)  # why a readable row is OUT or RESERVE
     warnings: list[str] = field(default_factory=list)
 
     def counts(self, side: int) -> np.ndarray:
-        """Rows of each class (k,) on `side`."""
+        """Number of rows of each class (k,) on `side`."""
         return np.bincount(self.labels[self.side == side], minlength=len(self.classes))
 
     def leave_out(self, rows: np.ndarray, reason: str) -> None:
@@ -56,7 +56,7 @@ class Decision:
 
 
 def decide(table: pa.Table, thumbnails: np.ndarray, params: Params, past: Past) -> Decision:
-    """`table` has intake.DECIDED_ON for n rows, `thumbnails` (m, d) belong to the readable ones. Raises DataError."""
+    """`table` has the columns intake.DECIDED_ON for n rows; `thumbnails` (m, d) belong to readable ones. Raises DataError."""
     readable = pc.is_null(table["reason"]).to_numpy()
     official = pc.index_in(table["split"], pa.array(SIDES)).fill_null(-1).to_numpy()
     classes, labels = _classes(table["label"])
@@ -94,7 +94,7 @@ def decide(table: pa.Table, thumbnails: np.ndarray, params: Params, past: Past) 
 
 
 def _lowest(sides: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Of each row's component the lowest of `sides` (n,) that is not -1, (n,)."""
+    """The lowest of `sides` (n,) in each row's component, ignoring -1; -1 if there is none. Shape (n,)."""
     lowest = np.full(len(sides), OUT, dtype=np.int64)
     np.minimum.at(lowest, components[sides >= 0], sides[sides >= 0])
     found: np.ndarray = np.where(lowest == OUT, -1, lowest)[components]
@@ -102,7 +102,7 @@ def _lowest(sides: np.ndarray, components: np.ndarray) -> np.ndarray:
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Integers (n,), equal where values are equal, -1 for null."""
+    """Integers (n,): equal for equal values, -1 for null."""
     encoded = pc.dictionary_encode(column).combine_chunks()
     return np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
@@ -114,7 +114,7 @@ def _classes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
 
 
 def _sample_ids(paths: pa.ChunkedArray, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The short name of each row where no other has it, else its path. Raises DataError for a path that is there twice."""
+    """The short name of each row if no other row has it, else its path. Raises DataError for a path that is listed twice."""
     codes = _codes(paths)
     twice = np.flatnonzero(np.bincount(codes)[codes] > 1) if len(codes) else codes
     if len(twice):
@@ -128,7 +128,7 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
     k = len(classes)
     if k < 2:
         found = f"one class, {classes[0]!r}" if k else "no images"
-        raise DataError(f"the data hold {found}", expected="images of two classes or more", remedy="check data.path")
+        raise DataError(f"the data have {found}", expected="images of two classes or more", remedy="check data.path")
     train = np.bincount(labels[official <= TRAIN], minlength=k)
     usable = np.bincount(labels[readable & (official <= TRAIN)], minlength=k)
     for c, name in enumerate(classes):
@@ -150,7 +150,7 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
 
 
 def _lists(table: pa.Table, params: Params, made: Decision) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that scarcity.ids keeps, bool (n,); the given group of each row, int (n,), -1 where none)."""
+    """(rows that scarcity.ids keeps, bool (n,); the given group of each row, int (n,), -1 if none)."""
     kept, given, files = np.zeros(len(table), dtype=bool), table["group"], lists.files(params)
     if files:
         names = lists.Names(*(table[column].to_pylist() for column in ("path", "name", "label", "split")))
@@ -164,7 +164,7 @@ def _lists(table: pa.Table, params: Params, made: Decision) -> tuple[np.ndarray,
 
 
 def _two_sides(made: Decision, same: np.ndarray, alike: np.ndarray, on_identical: str) -> None:
-    """Leave out of the lower official side what a higher one holds too."""
+    """Leave rows out of a lower official side if a higher one holds them too."""
     inside = np.where(made.side == OUT, -1, made.side)
     identical = split.across(inside, same)
     if identical.any() and on_identical == "error":
@@ -190,7 +190,7 @@ def _two_sides(made: Decision, same: np.ndarray, alike: np.ndarray, on_identical
 
 
 def _two_labels(made: Decision, same: np.ndarray) -> None:
-    """Leave out images whose pixels stand under two labels, but for an official test set, which stays as it is."""
+    """Leave out images whose pixels have two labels. An official test set stays as it is."""
     inside = np.flatnonzero(made.side != OUT)
     low, high = np.full(len(same), len(made.classes)), np.full(len(same), -1)
     np.minimum.at(low, same[inside], made.labels[inside])
@@ -198,15 +198,17 @@ def _two_labels(made: Decision, same: np.ndarray) -> None:
     rows = inside[(low < high)[same[inside]]]
     for row in rows[made.side[rows] != TEST].tolist():
         pair = f"{made.classes[low[same[row]]]} and {made.classes[high[same[row]]]}"
-        made.leave_out(np.array([row]), f"the same pixels stand under the labels {pair}")
+        made.leave_out(np.array([row]), f"the same pixels have the labels {pair}")
     if len(rows):
-        made.warnings.append(f"{len(rows)} images stand under two labels with the same pixels; they serve no training")
+        made.warnings.append(
+            f"{len(rows)} images have the same pixels as an image of another label; they are not used for training"
+        )
 
 
 def _carve(made: Decision, official: np.ndarray, kept: np.ndarray, params: Params) -> None:
-    """Carve test and val from train where the data bring none: rows that stood there, then as many others as are wanting."""
+    """Carve test and val from train if the data have none: first rows that were there before, then as many others as needed."""
     counts = made.counts(TRAIN)
-    listed = np.isin(made.group, made.group[kept])  # images that a list keeps for train are the last to be carved
+    listed = np.isin(made.group, made.group[kept])  # images that a list keeps for train are carved last
     carved = [part for part in ((TEST, params.split.test, 1), (VAL, params.split.val, 0)) if not (official == part[0]).any()]
     for side, _, _ in carved:
         made.side[(made.side == TRAIN) & (made.stood == side)] = side
@@ -225,7 +227,7 @@ def _carve(made: Decision, official: np.ndarray, kept: np.ndarray, params: Param
             made.warnings.append(f"class {made.classes[c]!r} is too small for an image in {SIDES[side]}, or is one group")
     lost = np.bincount(made.labels[kept & (made.side != TRAIN)], minlength=len(counts))
     for c in np.flatnonzero(lost):
-        made.warnings.append(f"class {made.classes[c]!r}: {lost[c]} of the listed images serve val or test, or were left out")
+        made.warnings.append(f"class {made.classes[c]!r}: {lost[c]} of the listed images are in val or test, or were left out")
 
 
 def _thin(made: Decision, kept: np.ndarray, params: Params) -> None:
@@ -238,7 +240,7 @@ def _thin(made: Decision, kept: np.ndarray, params: Params) -> None:
     else:
         counts = scarcity.wanted(params.scarcity, made.classes, available)
         for c in np.flatnonzero(counts > available):
-            made.warnings.append(f"class {made.classes[c]!r} has {available[c]} train images, {counts[c]} were asked for")
+            made.warnings.append(f"class {made.classes[c]!r} has {available[c]} train images, {counts[c]} were requested")
         stays = scarcity.choose(made.labels[rows], made.classes, counts, params.seed, made.stood[rows] == TRAIN)
     dropped = rows[~stays]
     made.leave_out(dropped, "scarcity")
@@ -248,7 +250,7 @@ def _thin(made: Decision, kept: np.ndarray, params: Params) -> None:
         made.side[free] = TEST
         for row in free.tolist():
             del made.reasons[row]
-    judged_on = made.group[(made.side == VAL) | (made.side == TEST)]  # those among `dropped` that went to test included
+    judged_on = made.group[(made.side == VAL) | (made.side == TEST)]  # including rows of `dropped` that went to test
     made.side[dropped[~np.isin(made.group[dropped], judged_on)]] = RESERVE
 
 
@@ -257,8 +259,8 @@ def _check_sides(made: Decision) -> None:
         raise DataError(
             f"class {made.classes[c]!r} keeps no train image",
             expected="at least 1",
-            remedy="mend groups or lists, lower split.near_duplicate_levels, or keep more by scarcity",
+            remedy="correct groups or lists, lower split.near_duplicate_levels, or keep more in scarcity",
         )
     for side in (VAL, TEST):
         if not made.counts(side).any():
-            raise DataError(f"{SIDES[side]} is empty", expected="images", remedy="give more images or smaller groups")
+            raise DataError(f"{SIDES[side]} is empty", expected="images", remedy="add images or use smaller groups")

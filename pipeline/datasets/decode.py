@@ -1,19 +1,19 @@
 """From a file of any kind to one declared form: uint8 (c, s, s), c = 1 grey or 3 RGB.
 
-    16-bit grey     v / 257, so that 65,535 becomes 255: scaled, never clipped, and alike for all images
+    16-bit grey     v / 257, so that 65,535 becomes 255: scaled, never clipped, and the same for all images
     float           0 ... 1 becomes 0 ... 255; other ranges are refused, since no scale would suit all images
-    palette, alpha  looked up; transparent parts show white
+    palette, alpha  looked up; transparent parts become white
     CMYK and others Pillow's conversion to RGB; colour profiles are not applied
-    EXIF rotation   carried out; all metadata are then dropped
+    EXIF rotation   applied; then all metadata are dropped
     several frames  the first
 
-Memory is bounded whatever a file holds. Its size and its declared pixels are checked before a pixel is decoded (a frame or a
-tile of TIFF may be larger than the image), Pillow bounds texts and profiles, tags and other chunks are no larger than the file;
-all threads together decode no more than MAX_PIXELS at a time, which takes less than 24 bytes each, and have no more than
-MAX_BYTES of files open, which may all be held: 2 GiB together.
+Memory is bounded whatever a file holds. The size of a file and its declared pixels are checked before a pixel is decoded (a
+frame or a tile of a TIFF may be larger than the image). Pillow bounds texts and profiles; tags and other chunks are no larger
+than the file. All threads together decode at most MAX_PIXELS at a time, at less than 24 bytes each, and have at most MAX_BYTES
+of files open, all of which may be in memory: 2 GiB together.
 
-Images are resized by a bicubic filter whose support grows with the reduction (antialiasing). `pad` repeats the edge
-pixels, so that no frame of one colour tells an image's shape. An image of the declared size keeps its pixels.
+Images are resized by a bicubic filter whose support grows with the reduction (antialiasing). `pad` repeats the edge pixels,
+so no frame of one colour reveals an image's shape. An image of the declared size keeps its pixels.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from pipeline.datasets.rows import FORMATS
 
 ALLOWED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; below Pillow's own limit
-MAX_BYTES = 1 << 29  # of a file: eight for each of these pixels; what a PNG has beside pixels Pillow holds up to three times
-TILE = (322, 323)  # TIFF's width and height of a tile, which is decoded whole
+MAX_BYTES = 1 << 29  # of a file: eight per pixel; Pillow holds the non-pixel data of a PNG up to three times
+TILE = (322, 323)  # TIFF tags: width and height of a tile, which is decoded whole
 
-# What Pillow's decoders raise on damaged files; its tracker shows each of them.
+# Pillow's decoders raise these on damaged files; its issue tracker shows each of them.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -57,12 +57,12 @@ DAMAGED = (
 
 
 class Unreadable(Exception):
-    """An image that is set aside; the message is the reason."""
+    """An image that is set aside. The message is the reason."""
 
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Within: Pillow's warning of a decompression bomb is an error, and its remarks on odd files are silent."""
+    """Within, Pillow's warning about a decompression bomb is an error, and its warnings about odd files are silent."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -70,7 +70,7 @@ def strict_pillow() -> Iterator[None]:
 
 
 class Room:
-    """Room for a number of pixels, which threads share."""
+    """Room for a number of pixels, shared by threads."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = self.free = pixels
@@ -78,7 +78,7 @@ class Room:
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Take so much of it, after waiting for it; all of it where that is too little."""
+        """Wait for that much room and take it; all of it if `pixels` is more."""
         pixels = min(pixels, self.pixels)
         with self.changed:
             self.changed.wait_for(lambda: self.free >= pixels)
@@ -91,18 +91,18 @@ class Room:
                 self.changed.notify_all()
 
 
-ROOM = Room(MAX_PIXELS)  # to decode in
-OPEN = Room(MAX_BYTES)  # of files; taken before room to decode in, never while that is held
+ROOM = Room(MAX_PIXELS)  # for decoding
+OPEN = Room(MAX_BYTES)  # for open files; taken before ROOM, never while ROOM is held
 
 
 @contextmanager
 def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
-    """Within: the image in a file, of an allowed format and size, pixels not yet decoded. Raises Unreadable."""
+    """Within, the image of a file, of an allowed format and size, with pixels not yet decoded. Raises Unreadable."""
     n = _bytes(file)
     if n > MAX_BYTES:
         raise Unreadable(f"a file of {n:,} bytes, more than {MAX_BYTES:,}")
     with OPEN.of(n):
-        with ROOM.of(_as_pixels(n)):  # what stands before the pixels is read here
+        with ROOM.of(_as_pixels(n)):  # data before the pixels are read here
             picture, sizes = _opened(file)
         with picture:
             for what, (width, height) in sizes.items():
@@ -112,7 +112,7 @@ def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def _opened(file: Path | BinaryIO) -> tuple[Image.Image, dict[str, tuple[int, int]]]:
-    """The image in a file and its `_sizes`. Raises Unreadable, outside of `except`: an exception that is kept keeps what was
+    """The image of a file and its `_sizes`. Raises Unreadable outside of `except`: a kept exception would keep alive what was
     read."""
     reason: Exception
     try:
@@ -126,13 +126,13 @@ def _opened(file: Path | BinaryIO) -> tuple[Image.Image, dict[str, tuple[int, in
 
 
 def _sizes(picture: Image.Image) -> dict[str, tuple[int, int]]:
-    """Width and height of what is decoded in one piece."""
+    """Width and height of the parts that are decoded in one piece."""
     tags = getattr(picture, "tag_v2", {})
     return {"": picture.size, " in a tile": (int(tags.get(TILE[0], 0)), int(tags.get(TILE[1], 0)))}
 
 
 def _bytes(file: Path | BinaryIO) -> int:
-    """How many a file has; 0 where that cannot be told, which is told better on opening it."""
+    """Size of a file; 0 if it cannot be determined. Opening the file then gives a better error."""
     if isinstance(file, Path):
         try:
             return file.stat().st_size
@@ -145,7 +145,7 @@ def _bytes(file: Path | BinaryIO) -> int:
 
 
 def _as_pixels(n: int) -> int:
-    """The pixels that take as much memory as what n bytes of a file hold beside pixels."""
+    """The number of pixels that take as much memory as n bytes of other data in a file."""
     return n // (MAX_BYTES // MAX_PIXELS)
 
 
@@ -153,10 +153,10 @@ def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Litera
     """An opened image -> uint8 (channels, size, size). Closes the image. Raises Unreadable."""
     pixels = max(width * height for width, height in _sizes(picture).values())
     if max(picture.size) > 4 * size and picture.draft(None, (2 * size, 2 * size)):
-        pixels //= 3  # JPEG: decoded at a smaller scale that is still ample; a progressive one is held at its own
+        pixels //= 3  # JPEG: decoded at a smaller scale, still large enough; a progressive one is held at full scale
     file = getattr(picture, "fp", None)
-    behind = _as_pixels(_bytes(file)) if file else 0  # what stands behind the pixels is read here
-    with ROOM.of(max(pixels, behind)), picture:  # closed within: decoders keep memory
+    behind = _as_pixels(_bytes(file)) if file else 0  # data after the pixels are read here
+    with ROOM.of(max(pixels, behind)), picture:  # closed within, since decoders keep memory
         array = _decoded(picture, size, "L" if channels == 1 else "RGB", resize)
     if resize == "pad" and array.shape[:2] != (size, size):
         missing = [size - side for side in array.shape[:2]]
@@ -165,7 +165,7 @@ def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Litera
 
 
 def _decoded(picture: Image.Image, size: int, mode: str, resize: str) -> np.ndarray:
-    """Of this mode and at most size x size. Raises Unreadable, as `_opened` does."""
+    """The pixels in this mode, at most size x size. Raises Unreadable, as `_opened` does."""
     try:
         ImageOps.exif_transpose(picture, in_place=True)
         return np.asarray(_to_square(_to_mode(picture, mode), size, resize))
@@ -207,7 +207,7 @@ def _to_square(picture: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def _unreadable(error: BaseException) -> Exception:
-    """Why an image is set aside; a disk or a mount that fails is no fault of the image, and stops the run."""
+    """The reason why an image is set aside. A failing disk or mount is not the image's fault, and stops the run."""
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
         return error
     return Unreadable(_reason(error))

@@ -1,6 +1,6 @@
 """scikit-learn's digits: 1,797 real handwritten digits of 43 writers, 8 x 8 pixels with values 0 ... 16.
 
-E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part; the writers are not named.
+E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part; the writers are not identified.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.datasets.rows import Row
 
 
 def rows(_: Data) -> Iterator[Row]:
-    """1,797 rows; values 0 ... 16 become 0 ... 255."""
+    """1,797 rows. Values 0 ... 16 become 0 ... 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,7 +1,7 @@
-"""A pool of synthetic images as a plain ImageFolder: OUT/CLASS/SAMPLE_ID.png, the bytes of the pool.
+"""A pool of synthetic images as a plain ImageFolder: OUT/CLASS/SAMPLE_ID.png, with the bytes of the pool.
 
-Pools and their checks are read in batches of rows; only the names of accepted rows are held. The folder appears whole or not
-at all.
+Pools and their checks are read in batches of rows; only the names of accepted rows are kept in memory. The folder appears
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.core.manifest import SCHEMA
 from pipeline.errors import DataError, InputError
 
 BATCH = 1024
-COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of what was checked
+COLUMNS = SCHEMA.append(pa.field("accepted", pa.bool_()))  # of pools and of their checks
 
 
 def export(pool: Path, checked: Path, out: Path, *, everything: bool = False) -> dict[str, int]:
-    """Write the accepted images of folder `pool` (all where `everything`) into the new folder `out`.
+    """Write the accepted images of the folder `pool` (all images if `everything`) into the new folder `out`.
 
-    `checked` is the folder with the pool's images.parquet. Returns the number of images of each class folder. Raises
-    InputError where `out` is in use, DataError where either is missing or torn.
+    `checked` is the folder with the pool's images.parquet. Returns the number of images in each class folder. Raises
+    InputError if `out` is in use, and DataError if `pool` or `checked` is missing or torn.
     """
     shards = sorted(pool.glob("*.parquet"))
     if not shards:
@@ -42,9 +42,9 @@ def export(pool: Path, checked: Path, out: Path, *, everything: bool = False) ->
 def write(
     shards: Sequence[Path], checked: Sequence[Path] | None, out: Path, *, only: Collection[str] | None = None
 ) -> dict[str, int]:
-    """Write the images of `shards` that `checked` accepts (all without) into the new folder `out`, of the classes `only` alone.
+    """Write the images of `shards` that `checked` accepts (all images if it is None) into the new folder `out`.
 
-    A class has the same folder with and without `only`. Returns and raises as `export`.
+    `only` restricts the classes; a class has the same folder with and without it. Returns and raises as `export`.
     """
     vacant(out)
     accepted = None if checked is None else accepted_ids(checked)
@@ -69,13 +69,13 @@ def write(
 
 
 def vacant(out: Path) -> None:
-    """Raise InputError where `out` is in use."""
+    """Raise InputError if `out` is in use."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty", expected="a new or an empty folder", remedy="choose another --out")
 
 
 def folder_names(classes: Sequence[str]) -> dict[str, str]:
-    """{class: a folder name of its own, of letters, digits, `_`, `-` and `.`, never hidden}; most classes keep their names."""
+    """{class: a unique folder name of letters, digits, `_`, `-` and `.`, never hidden}. Most classes keep their names."""
     names: dict[str, str] = {}
     taken = set[str]()
     for label in sorted(classes, key=lambda label: (_safe(label) != label, label)):
@@ -92,12 +92,12 @@ def _safe(name: str) -> str:
 
 
 def accepted_ids(checked: Sequence[Path]) -> set[str]:
-    """sample_ids of the accepted images in files images.parquet. Raises DataError."""
+    """sample_ids of the accepted images in the files images.parquet. Raises DataError."""
     return {row["sample_id"] for row in rows(checked, ["sample_id", "accepted"]) if row["accepted"]}
 
 
 def rows(files: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of Parquet files, some columns of them, a batch in memory at a time. Raises DataError."""
+    """The given columns of the rows of Parquet files, with one batch in memory at a time. Raises DataError."""
     try:
         for file in files:
             with pq.ParquetFile(file) as parquet:

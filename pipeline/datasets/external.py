@@ -4,7 +4,7 @@
     path/*.parquet              columns image (the bytes of an encoded file), label and optionally sources (ids of the
                                 train images it came from)
 
-They pass through the same decoding as real images, so that nothing but what they show tells them from real ones.
+They pass through the same decoding as real images, so they differ from real ones only in what they show.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 
 
 def rows(path: Path, classes: list[str]) -> Iterator[Row]:
-    """The images under `path`, data.external. Raises DataError where there are none or a label is not among `classes`."""
+    """The images under `path`, data.external. Raises DataError if there are none or a label is not in `classes`."""
     root = existing_folder(path, "data.external")
     files = sorted(root.glob("*.parquet"))
     for row in _tables(files) if files else walk(root, "data.external"):
@@ -65,7 +65,7 @@ def _tables(files: list[Path]) -> Iterator[Row]:
 
 
 def _fits(schema: pa.Schema) -> bool:
-    """Whether images are bytes, and sources lists of ids, where there are any."""
+    """Whether images are bytes and sources, if any, are lists of ids."""
     sources = schema.field("sources").type if "sources" in schema.names else pa.list_(pa.string())
     fits = pa.types.is_binary(schema.field("image").type) and (pa.types.is_list(sources) or pa.types.is_null(sources))
     return bool(fits)

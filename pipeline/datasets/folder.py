@@ -2,8 +2,8 @@
 
     path/CLASS/…/image.jpg      or      path/train/CLASS/…/image.jpg, path/test/CLASS/…
 
-Names decide the order of rows. Hidden files and READMEs are passed over, every other file is a row (one that is no image
-is set aside with its reason). Links are not followed out of the folder.
+Rows are ordered by name. Hidden files and READMEs are ignored; every other file is a row (a file that is not an image is set
+aside with its reason). Links are not followed out of the folder.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.errors import DataError
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The images under data.path. Raises DataError where there are none or a class folder is empty."""
+    """The images under data.path. Raises DataError if there are none or a class folder is empty."""
     return walk(Path(data.path), "data.path")
 
 
 def walk(root: Path, key: str) -> Iterator[Row]:
-    """The images of the class folders under `root`, which params.yaml calls `key`."""
+    """The images of the class folders under `root`; `key` is its name in params.yaml."""
     top = _folders(existing_folder(root, key))
     names = [folder.name.lower() for folder in top]
     classes: list[tuple[str | None, Path]]

@@ -4,8 +4,8 @@
     offset 4   rank sizes           32 bits, most significant byte first
     then       the values           images (n, h, w), labels (n)
 
-The official parts are train and t10k (or test). A row is named by its 0-based index in its part, so that lists of train
-indices apply. http://yann.lecun.com/exdb/mnist
+The official parts are train and t10k (or test). The name of a row is its 0-based index in its part, so lists of train indices
+apply. http://yann.lecun.com/exdb/mnist
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PARTS = {"train": "train", "test": "t10k|test"}
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The rows of train, then those of test where it is there. Raises DataError where files lack, are torn or disagree."""
+    """The rows of train, then those of test if there are any. Raises DataError if files are missing, torn or inconsistent."""
     root = existing_folder(Path(data.path), "data.path")
     for split, words in PARTS.items():
         images, labels = _find(root, words, "images-?.?idx3"), _find(root, words, "labels-?.?idx1")
@@ -69,7 +69,7 @@ def _find(root: Path, words: str, kind: str) -> Path | None:
 
 
 def _values(file: Path, rank: int) -> Iterator[np.ndarray]:
-    """Items of the first axis, one at a time. Raises DataError where the file is torn."""
+    """Items along the first axis, one at a time. Raises DataError if the file is torn."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
             zero, kind, own_rank = struct.unpack(">HBB", _exactly(stream, 4))

@@ -1,12 +1,12 @@
-"""Pass 1: every row decoded once, brought to the declared form and laid down in shards with what decisions need.
+"""Pass 1: decode every row once, convert it to the declared form and write shards with everything that decisions need.
 
     part-00000.parquet, …   SHARD rows each: path, name, label, split, group, sources, image (PNG), pixel_hash, thumbnail,
-                            reason (why a row is set aside; then the image and what hangs on it are null)
+                            reason (why a row is set aside; then image, pixel_hash and thumbnail are null)
 
-A shard is written atomically and holds rows i SHARD … (i + 1) SHARD of its source, so a run that was killed goes on after
-its last whole shard. Memory is bounded by a shard, whatever the number of rows. Large images are decoded in threads, since
-the codecs release the lock; with small ones the threads would only wait for it (measured: 28 x 28, 0.10 ms an image alone,
-0.25 ms with 4 threads).
+A shard is written atomically and holds rows i SHARD … (i + 1) SHARD of its source, so a killed run resumes after its last
+whole shard. A shard bounds the memory, whatever the number of rows. Large images are decoded in threads, since the codecs
+release the lock. With small ones the threads would only wait for it (measured: 28 x 28, 0.10 ms per image alone, 0.25 ms with
+4 threads).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.datasets.rows import Row
 from pipeline.encoders.base import Encoder
 
 SHARD = 1024
-PROBE, SLOW = 16, 0.002  # rows timed in each shard; seconds an image from which threads pay
+PROBE, SLOW = 16, 0.002  # rows timed in each shard; seconds per image from which threads pay
 SHARDS = pa.schema(
     [
         ("path", pa.string()),
@@ -54,7 +54,7 @@ DECIDED_ON = ["path", "name", "label", "split", "group", "pixel_hash", "reason"]
 
 
 def take_in(rows: Iterable[Row], data: Data, encoder: Encoder, folder: Path, what: str) -> list[Path]:
-    """Lay down `rows` as shards in `folder` (shards that stand there are kept). Returns the shards in order.
+    """Write `rows` as shards into `folder`; shards that exist are kept. Returns the shards in order.
 
     `encoder` gives the thumbnails: levels, whole numbers in [0, 255].
     """
@@ -96,7 +96,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def columns(shards: list[Path]) -> pa.Table:
-    """What decisions need of all rows: DECIDED_ON, no pixels."""
+    """The columns DECIDED_ON of all rows, without pixels."""
     empty = pa.schema([SHARDS.field(name) for name in DECIDED_ON]).empty_table()
     return pa.concat_tables([empty, *(pq.read_table(shard, columns=DECIDED_ON) for shard in shards)])
 
@@ -119,7 +119,7 @@ def thumbnails(shards: list[Path], folder: Path) -> np.ndarray:
 
 
 def state(*paths: Path) -> str:
-    """Hash of name, size and time of every file in or at `paths`: whether unfinished work still belongs to them."""
+    """Hash of name, size and time of every file in or at `paths`. It tells whether unfinished work still belongs to them."""
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         for place, below, names in os.walk(path):
@@ -136,6 +136,6 @@ def _state(file: Path) -> bytes:
 
 
 def progress(what: str) -> tqdm[Any]:
-    """A count of images on stderr: live on a terminal, a line every ten seconds elsewhere."""
+    """A progress count of images on stderr: live on a terminal, a line every ten seconds elsewhere."""
     live = sys.stderr.isatty()
     return tqdm(desc=what, unit=" images", mininterval=0.5 if live else 10.0, file=sys.stderr)

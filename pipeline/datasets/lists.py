@@ -1,10 +1,10 @@
-"""Lists that name images: a groups file, and a file of the train ids that scarcity keeps.
+"""Lists that name images: a groups file, and a file with the train ids that scarcity keeps.
 
     groups   JSON [{"id", "group", "cls"?, "split"?}, …] or CSV with these columns
     ids      JSON {"ids": {CLASS: [id, …]}} or {"files": {CLASS: [path, …]}}, or those lists alone
 
-An id is a path relative to data.path (with or without its suffix) or a short name: a file's stem, the 0-based index in an
-official set. Where a short name is not unique, class and split tell which image is meant.
+An id is a path relative to data.path (with or without its suffix) or a short name: a file's stem, or the 0-based index in an
+official set. If a short name is not unique, class and split say which image is meant.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.errors import DataError
 
 
 class Names:
-    """Which row an id means. `paths`, `names`, `labels`, `splits` describe the rows (n,)."""
+    """Finds the row that an id means. `paths`, `names`, `labels`, `splits` describe the rows (n,)."""
 
     def __init__(self, paths: Sequence[str], names: Sequence[str], labels: Sequence[str], splits: Sequence[str | None]) -> None:
         self._labels, self._splits = labels, splits
@@ -34,7 +34,7 @@ class Names:
                 self._rows.setdefault(key, []).append(row)
 
     def find(self, name: str, label: str | None, split: str | None, where: str) -> int | None:
-        """The row called `name`, None where there is none. Raises DataError where several are."""
+        """The row called `name`; None if there is none. Raises DataError if there are several."""
         found = [
             row
             for row in self._rows.get(name, ())
@@ -50,7 +50,7 @@ class Names:
 
 
 def locate(name: str, folder: Path, key: str) -> Path:
-    """The file `name` in `folder`, beside it, or as a path of its own. Raises DataError; `key` is its name in params.yaml."""
+    """The file `name` in `folder`, beside it, or as a path of its own. Raises DataError. `key` is its name in params.yaml."""
     for file in (folder / name, folder.absolute().parent / name, Path(name)):
         if file.is_file():
             return file
@@ -58,7 +58,7 @@ def locate(name: str, folder: Path, key: str) -> Path:
 
 
 def files(params: Params) -> dict[str, Path]:
-    """The list files that the settings name, by parameter. Raises DataError for one that is not there."""
+    """The list files that the settings name, by parameter. Raises DataError for a file that does not exist."""
     named = {}
     if params.data.groups:
         named["data.groups"] = params.data.groups
@@ -68,7 +68,7 @@ def files(params: Params) -> dict[str, Path]:
 
 
 def groups(file: Path, names: Names, n: int, warnings: list[str]) -> list[str | None]:
-    """The group of each of n rows, None where the file says nothing. Raises DataError."""
+    """The group of each of n rows; None for rows that the file does not name. Raises DataError."""
     found: list[str | None] = [None] * n
     unknown = 0
     for number, entry in enumerate(_entries(file), start=1):
@@ -76,7 +76,7 @@ def groups(file: Path, names: Names, n: int, warnings: list[str]) -> list[str | 
             raise DataError(
                 f"{file}, entry {number}: {str(entry)[:80]}",
                 expected="id and group, optionally cls and split",
-                remedy="mend it",
+                remedy="correct it",
             )
         label, split = _text(entry.get("cls")), SPLITS.get(str(entry.get("split")))
         row = names.find(str(entry["id"]), label, split, f"{file}, entry {number}")
@@ -89,16 +89,16 @@ def groups(file: Path, names: Names, n: int, warnings: list[str]) -> list[str | 
 
 
 def ids(file: Path, names: Names, classes: Sequence[str], n: int, warnings: list[str]) -> np.ndarray:
-    """Which of n rows the file lists: bool (n,). Raises DataError."""
+    """Which of n rows the file lists, bool (n,). Raises DataError."""
     value = _json(file)
     value = next((value[key] for key in ("ids", "files") if key in value), value) if isinstance(value, dict) else value
     by_class = value if isinstance(value, dict) else {None: value}
     kept, unknown = np.zeros(n, dtype=bool), 0
     for label, members in by_class.items():
         if not isinstance(members, list) or not all(isinstance(member, str | int) for member in members):
-            raise DataError(f"{file}: {str(members)[:60]}", expected="a list of ids for each class", remedy="mend it")
+            raise DataError(f"{file}: {str(members)[:60]}", expected="a list of ids for each class", remedy="correct it")
         if label is not None and label not in classes:
-            raise DataError(f"{file}: class {label!r}", expected=f"one of {', '.join(classes)}", remedy="mend it")
+            raise DataError(f"{file}: class {label!r}", expected=f"one of {', '.join(classes)}", remedy="correct it")
         for member in members:
             row = names.find(str(member), label, "train", str(file))
             if row is None:
@@ -111,7 +111,9 @@ def ids(file: Path, names: Names, classes: Sequence[str], n: int, warnings: list
 
 def _tell(file: Path, known: int, unknown: int, warnings: list[str]) -> None:
     if not known:
-        raise DataError(f"{file}: no id in it names an image", expected="stems, indices or paths of images", remedy="mend it")
+        raise DataError(
+            f"{file}: none of its ids names an image", expected="stems, indices or paths of images", remedy="correct it"
+        )
     if unknown:
         warnings.append(f"{file.name}: {unknown} of its ids name no image")
 
@@ -125,7 +127,7 @@ def _entries(file: Path) -> Sequence[Any]:
             raise DataError(f"{file}: {error}", expected="a CSV table", remedy="write it again") from None
     value = _json(file)
     if not isinstance(value, list):
-        raise DataError(f"{file}: {type(value).__name__}", expected="a list of entries with id and group", remedy="mend it")
+        raise DataError(f"{file}: {type(value).__name__}", expected="a list of entries with id and group", remedy="correct it")
     return value
 
 
@@ -133,7 +135,7 @@ def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: {error}", expected="JSON", remedy="mend it") from None
+        raise DataError(f"{file}: {error}", expected="JSON", remedy="correct it") from None
 
 
 def _text(value: object) -> str | None:

@@ -1,14 +1,14 @@
-"""Past: where each row stood in the version before, so that it stays there when images come.
+"""Past: the side of each row in the previous version, so that it stays there when images arrive.
 
-    sides.parquet   version     now | before: the rows as they stand, and those of the version that they were decided on
+    sides.parquet   version     now | before: the current rows, and those of the version that they were decided on
                     path, sample_id, pixel_hash, side
 
-A split that is drawn anew moves train rows to test, and whatever has learned from them must then be thrown away. So rows keep
-their side and their name, and only rows that came are drawn.
+A split that is drawn again moves train rows to test, and everything that has learned from them must be discarded. So rows
+keep their side and their name, and only new rows are drawn.
 
-The file is read and replaced by the same stage, which is still a function of what it is given: it notes of which `data` its
-rows `now` are, and where these are the data at hand, the past is what stands under `before`. So a stage that was killed after
-it had replaced the file, or is forced, decides as it did the first time. Rows that were split by other settings have no past.
+The same stage reads and replaces the file, and is still a function of its inputs. The file records the `data` of its rows
+`now`. If these are the current data, the past is what the file has under `before`. So a stage that is forced, or was killed
+after it had replaced the file, decides as it did the first time. Rows that were split with other settings have no past.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ ROWS = pa.schema([("path", pa.string()), ("sample_id", pa.string()), ("pixel_has
 
 @dataclass(frozen=True)
 class Past:
-    """Rows (m,) of the version before, with ROWS' columns; none where there was none."""
+    """Rows (m,) of the previous version, with ROWS' columns; empty if there was none."""
 
     table: pa.Table
 
     def sides(self, pixel_hash: pa.ChunkedArray) -> np.ndarray:
-        """Side of each image (n,) in the version before, int (n,); -1 where it was not there."""
+        """Side of each image in the previous version, int (n,); -1 if it is new."""
         index = pc.index_in(pixel_hash, self.table["pixel_hash"].combine_chunks())
         return _filled(self.table["side"].combine_chunks().take(index))
 
     def names(self, ids: pa.ChunkedArray, paths: pa.ChunkedArray, pixel_hash: pa.ChunkedArray) -> pa.ChunkedArray:
-        """`ids` (n,), but for images that had another one at the same path: they keep it, as long as all ids differ."""
+        """`ids` (n,), except that an image with an earlier id at the same path keeps it, as long as all ids differ."""
         own = pc.binary_join_element_wise(paths, pixel_hash, "\0")
         known = pc.binary_join_element_wise(self.table["path"], self.table["pixel_hash"], "\0").combine_chunks()
         kept = pc.coalesce(self.table["sample_id"].combine_chunks().take(pc.index_in(own, known)), ids)
@@ -60,13 +60,13 @@ def nothing() -> Past:
 
 
 def settings(params: Params) -> str:
-    """Hash of what decides the form of an image and its side."""
+    """Hash of the settings that decide the form of an image and its side."""
     form = (params.data.image_size, params.data.channels, params.data.resize)
     return work.key(params.seed, form, params.split.model_dump(), params.scarcity.model_dump())
 
 
 def identity(table: pa.Table, files: list[Path]) -> str:
-    """Hash of the rows that a source gave and of the lists that speak of them, wherever they lie."""
+    """Hash of the rows of a source and of the lists that name them, wherever these are."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in table.to_batches(max_chunksize=1024):
         digest.update("".join(f"{row}\n" for row in batch.to_pylist()).encode())
@@ -76,7 +76,7 @@ def identity(table: pa.Table, files: list[Path]) -> str:
 
 
 def read(file: Path, settings: str, data: str) -> Past:
-    """The past of `data` under `settings`, from what `write` left at `file`."""
+    """The past of `data` under `settings`, from the `file` that `write` wrote."""
     if not file.is_file():
         return nothing()
     try:
@@ -84,8 +84,8 @@ def read(file: Path, settings: str, data: str) -> Past:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"{file}: {error}",
-            expected="the sides on which rows stood",
-            remedy=f"run `dvc checkout {file}`, or remove it: rows are then split anew",
+            expected="the previous sides of rows",
+            remedy=f"run `dvc checkout {file}`, or remove it: rows are then split again",
         ) from None
     noted = table.schema.metadata or {}
     if noted.get(b"settings") != settings.encode():
@@ -107,6 +107,6 @@ def write(file: Path, now: pa.Table, past: Past, settings: str, data: str) -> No
 
 
 def rows(paths: pa.ChunkedArray, ids: pa.ChunkedArray, pixel_hash: pa.ChunkedArray, side: np.ndarray) -> pa.Table:
-    """The rows (n,) that stand in train, val or test, with ROWS' columns."""
+    """The rows of (n,) that are in train, val or test, with ROWS' columns."""
     table = pa.table([paths, ids, pixel_hash, pa.array(side.astype(np.int8))], schema=ROWS)
     return table.filter(pa.array(side < len(SIDES)))

@@ -1,7 +1,7 @@
 """Row: an image as a source names it, before anything is decoded or decided.
 
-A source is a module of this folder with `rows(data) -> Iterator[Row]`: it lists its rows in an order that depends on
-their names alone, and reads no image until `read` is called, so that a million rows cost no memory.
+A source is a module of this folder with `rows(data) -> Iterator[Row]`. It lists its rows in an order that depends on their
+names alone, and reads no image until `read` is called. So a million rows cost no memory.
 
     digits        scikit-learn's 1,797 handwritten digits
     folder        class folders, with or without train, val and test above them
@@ -30,26 +30,26 @@ FORMATS = "PNG, JPEG, TIFF, BMP or WebP"
 
 @dataclass(frozen=True)
 class Row:
-    """One image. `path` is unique in its source and is what a user is shown; `name` is its short name (the file's stem,
-    the index in an official set), by which lists of ids and groups may call it."""
+    """One image. `path` is unique in its source and is shown to users. `name` is its short name (the file's stem, or the index
+    in an official set), which lists of ids and groups may use."""
 
     path: str
     name: str
     label: str
     read: Callable[[], AbstractContextManager[Image]]
-    split: str | None = None  # train | val | test where the data bring a split of their own
+    split: str | None = None  # train | val | test if the data have a split of their own
     group: str | None = None
-    sources: tuple[str, ...] | None = None  # external images: the train rows they came from, where known
+    sources: tuple[str, ...] | None = None  # external images: the train rows they came from, if known
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The rows of the source that `data` names. Raises DataError where folder, table or files do not fit."""
+    """The rows of the source that `data` names. Raises DataError if its folder, table or files are not as expected."""
     found: Iterator[Row] = import_module(f"pipeline.datasets.{data.source}").rows(data)
     return found
 
 
 def existing_folder(path: Path, key: str) -> Path:
-    """`path`, or DataError where it is no folder; `key` is its name in params.yaml."""
+    """`path`. Raises DataError if it is not a folder. `key` is its name in params.yaml."""
     if not path.is_dir():
         raise DataError(
             f"{key}={str(path)!r} {'is a file' if path.exists() else 'does not exist'}",
@@ -60,17 +60,17 @@ def existing_folder(path: Path, key: str) -> Path:
 
 
 def text(name: str | bytes | os.PathLike[str]) -> str:
-    """A file's name as text that can be stored: bytes that are not UTF-8 stand as backslash escapes."""
+    """A file's name as text that can be stored: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def inside(file: Path, root: Path) -> bool:
-    """Whether `file`, links followed, lies in the folder `root`."""
+    """Whether `file`, with links followed, is inside the folder `root`."""
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root))
 
 
 def natural(labels: list[str]) -> list[str]:
-    """Labels in order: as numbers where all are numbers, else by name."""
+    """Labels in order: numeric order if all are numbers, else by name."""
     if all(label.isascii() and label.isdigit() for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

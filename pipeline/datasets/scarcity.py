@@ -2,8 +2,8 @@
 
 as_is       all
 long_tail   n_c = int(largest * ratio^(-c / (k - 1))) for class c of k in their order (Cui et al. 2019, eq. of section 5)
-counts      as written
-ids         the listed ones
+counts      as given
+ids         the listed ids
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline.errors import DataError
 
 
 def wanted(scarcity: Scarcity, classes: Sequence[str], available: np.ndarray) -> np.ndarray:
-    """Train images to keep of each class (k,), possibly more than `available` (k,), for long_tail and counts.
+    """Train images to keep of each class (k,) for long_tail and counts, possibly more than `available` (k,).
 
-    Raises DataError for a class unknown or left without an image.
+    Raises DataError for a class that is unknown or left without an image.
     """
     if scarcity.kind == "long_tail":
         exponent = np.arange(len(classes)) / max(len(classes) - 1, 1)
-        # 1e-9: the last class of 60 ... 3 is int(3.0), on whichever side of 3 the power falls.
+        # 1e-9: the last class of 60 ... 3 is int(3.0), even if the power falls just below 3.
         counts = (scarcity.largest * scarcity.ratio**-exponent + 1e-9).astype(np.int64)
         remedy = "raise scarcity.largest or lower scarcity.ratio"
     else:
@@ -32,10 +32,10 @@ def wanted(scarcity: Scarcity, classes: Sequence[str], available: np.ndarray) ->
             raise DataError(
                 f"scarcity.counts names class {unknown[0]!r}",
                 expected=f"one of {', '.join(classes)}",
-                remedy="mend params.yaml",
+                remedy="correct params.yaml",
             )
         counts = np.array([scarcity.counts.get(c, have) for c, have in zip(classes, available.tolist(), strict=True)])
-        remedy = "raise its number"
+        remedy = "raise its count"
     if not counts.all():
         name = classes[int(np.argmin(counts))]
         raise DataError(
@@ -45,7 +45,7 @@ def wanted(scarcity: Scarcity, classes: Sequence[str], available: np.ndarray) ->
 
 
 def choose(labels: np.ndarray, classes: Sequence[str], counts: np.ndarray, seed: int, first: np.ndarray) -> np.ndarray:
-    """Rows to keep, bool (n,): `counts` (k,) of each class, drawn without replacement, or all where there are fewer.
+    """Rows to keep, bool (n,): `counts` (k,) of each class, drawn without replacement, or all if there are fewer.
 
     Rows where `first` (n,) holds are drawn before the others.
     """

@@ -1,11 +1,11 @@
 """Train, validation and test: stratified by class, whole groups on one side.
 
-A side is to hold target_c images of each class c. Groups are taken in random order, each where it brings the side nearer
-to its targets, |taken - target|_1, and leaves every class what must remain. So sides are exact where groups are small,
-and no group ever stands on two.
+A side should hold target_c images of each class c. Groups are visited in random order. A group is taken if it brings the
+side nearer to its targets, |taken - target|_1, and leaves every class what must remain. So sides are exact if groups are
+small, and no group is ever on two.
 
-An official split is kept as it is. What stands on two of its sides at once is left out of the lower one
-(test > val > train), since the result on a test image that was also learned from says nothing.
+An official split is kept as it is. A row that is on two of its sides is left out of the lower one (test > val > train), since
+the result on a test image that was also learned from says nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def carve(
 ) -> np.ndarray:
     """Rows of a new side: bool (n,).
 
-    `labels` (n,) in 0 ... k-1, `groups` (n,) any integers; `targets` and `remain` (k,) count images of each class that
-    the side should hold and the rest must keep. Groups with a row where `last` (n,) holds come after the others, those
-    with such rows of many classes at the very end.
+    `labels` (n,) are in 0 ... k-1, `groups` (n,) any integers. `targets` and `remain` (k,) are the numbers of images of each
+    class that the side should hold and that the rest must keep. Groups with a row where `last` (n,) holds come after the
+    others, and those with such rows of many classes come last.
     """
     taken = np.zeros(len(labels), dtype=bool)
     if not len(labels):
@@ -59,7 +59,7 @@ def carve(
 
 
 def _members(group: np.ndarray, labels: np.ndarray) -> list[list[tuple[int, int]]]:
-    """For each group its (class, images) pairs."""
+    """The (class, number of images) pairs of each group."""
     k = int(labels.max()) + 1
     cells, counts = np.unique(group.astype(np.int64) * k + labels, return_counts=True)
     members: list[list[tuple[int, int]]] = [[] for _ in range(int(group.max()) + 1)]
@@ -69,19 +69,19 @@ def _members(group: np.ndarray, labels: np.ndarray) -> list[list[tuple[int, int]
 
 
 def targets(counts: np.ndarray, share: float) -> np.ndarray:
-    """Images of each class (k,) for a side that holds `share` of `counts`: at least one where there are two."""
+    """Images of each class (k,) for a side that holds `share` of `counts`: at least one if the class has two."""
     wanted: np.ndarray = np.maximum(np.rint(counts * share), counts >= 2).astype(np.int64)
     return wanted
 
 
 def remain(counts: np.ndarray, later: int) -> np.ndarray:
-    """Of `counts` (k,), images that must stay: two for train and one for each of `later` sides, as far as they reach."""
+    """Images of `counts` (k,) that must stay: two for train and one for each of `later` sides, as far as they suffice."""
     left: np.ndarray = np.clip(counts - 1, 1, 2 + later)
     return left
 
 
 def across(side: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Rows (n,) bool of a lower official side whose component also stands on a higher one (test > val > train)."""
+    """Rows of a lower official side whose component is also on a higher one (test > val > train), bool (n,)."""
     highest = np.full(len(side), -1, dtype=np.int64)
     np.maximum.at(highest, components, side)
     below: np.ndarray = side < highest[components]

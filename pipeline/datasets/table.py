@@ -1,6 +1,6 @@
 """A table of images: CSV or Parquet with the columns path and label, and optionally group and split.
 
-Paths are relative to data.path and may not leave it. A split is train, val or test; an empty one is train.
+Paths are relative to data.path and may not leave it. A split is train, val or test; empty means train.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The rows of data.table in its order. Raises DataError where table, columns or a row do not fit."""
+    """The rows of data.table in its order. Raises DataError if the table, its columns or a row are not as expected."""
     root = existing_folder(Path(data.path), "data.path")
     table = root / data.table
     if not data.table or not table.is_file():
@@ -35,9 +35,9 @@ def rows(data: Data) -> Iterator[Row]:
         if not path or not label:
             raise DataError(f"{where}: path {path!r}, label {label!r}", expected="both", remedy="fill in or remove the row")
         if split not in SPLITS:
-            raise DataError(f"{where}: split {split!r}", expected="train, val or test", remedy="mend the row")
+            raise DataError(f"{where}: split {split!r}", expected="train, val or test", remedy="correct the row")
         if "\0" in path or not inside(root / path, root):
-            raise DataError(f"{where}: path {path!r} leaves {data.path}", expected="a path inside it", remedy="mend the row")
+            raise DataError(f"{where}: path {path!r} leaves {data.path}", expected="a path inside it", remedy="correct the row")
         own_split = SPLITS[split] if "split" in record else None
         read = partial(opened, root / path)
         yield Row(text(path), text(Path(path).stem), label, read, own_split, record.get("group") or None)

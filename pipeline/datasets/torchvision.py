@@ -1,7 +1,7 @@
-"""A classification set of torchvision.datasets by its name (data.name), downloaded once where there is a network.
+"""A classification set of torchvision.datasets by its name (data.name), downloaded once if there is a network.
 
-The set's own train and test parts are kept. Its reader is torchvision's, which checks the published checksums before it
-opens a download.
+The set keeps its own train and test parts. torchvision reads it, and checks the published checksums before it opens a
+download.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The rows of train, val and test as far as the set has them. Raises DataError for an unknown set or without network."""
+    """The rows of train, val and test, if the set has them. Raises DataError for an unknown set or without a network."""
     import torchvision
 
     known = {n for n in torchvision.datasets.__all__ if _takes(getattr(torchvision.datasets, n), "root")}
@@ -61,13 +61,13 @@ def _open(kind: type, data: Data, arguments: dict[str, Any]) -> Any:
     try:
         try:
             return kind(data.path, **arguments)
-        except RuntimeError:  # torchvision's answer where the files are not there yet
+        except RuntimeError:  # raised by torchvision if the files do not exist yet
             if not _takes(kind, "download"):
                 raise
             return kind(data.path, download=True, **arguments)
     except (OSError, RuntimeError, TypeError, ValueError, ImportError) as error:
         raise DataError(
-            f"torchvision's {data.name} cannot be had: {error}",
+            f"torchvision's {data.name} is not available: {error}",
             expected=f"its files in {data.path}, or a network to download them",
             remedy="connect, or put the files there as torchvision's documentation says",
         ) from None

@@ -1,6 +1,6 @@
-"""What a piece of work cost: seconds and the most memory that its process held; where, when and with what it was done.
+"""What a piece of work cost: seconds and the peak memory of its process, with the machine, the date and the versions.
 
-Costs are written beside results and never into them: equal work gives equal results, and other seconds.
+Costs are written beside results and never into them: equal work gives equal results, but different seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def noted(file: Path, *, images: int, resumed: bool) -> Iterator[None]:
-    """Write seconds, images, peak memory in MB, machine, date and versions of the work inside to `file`, once it succeeded.
+    """Write seconds, images, peak memory in MB, machine, date and versions of the work within to `file`, once it has succeeded.
 
-    `images` is how many were learned from or made. `resumed` work began in an earlier process, whose seconds are not counted.
+    `images` is the number of images that were learned from or made. `resumed` work began in an earlier process, whose seconds
+    are not counted.
     """
     from pipeline.runtime.training import device
 
@@ -48,7 +49,7 @@ def noted(file: Path, *, images: int, resumed: bool) -> Iterator[None]:
 
 
 def read(fit: Path, sample: Path) -> dict[str, Any]:
-    """What the stages `fit` and `sample` noted; None for seconds of resumed work, whose first part nobody counted."""
+    """What the stages `fit` and `sample` recorded; None for the seconds of resumed work, whose first part was not counted."""
     fitted, sampled = (json.loads(file.read_text(encoding="utf-8")) for file in (fit, sample))
     return {
         "fit_seconds": None if fitted["resumed"] else fitted["seconds"],
@@ -59,18 +60,18 @@ def read(fit: Path, sample: Path) -> dict[str, Any]:
 
 
 def peak_memory(where: torch.device) -> int:
-    """Bytes: of the accelerator's memory where there is one, else of this process's."""
+    """Peak memory in bytes: of the accelerator if there is one, else of this process."""
     if where.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(where)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # the largest of them, where several processes fitted
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # the largest one, if several processes fitted
     return max(resource.getrusage(who).ru_maxrss for who in whose) * unit
 
 
 def machine(where: torch.device) -> str:
-    """The accelerator's name, or the processor's and the number of cores that this process may use."""
+    """The name of the accelerator, or of the processor with the number of cores that this process may use."""
     if where.type == "cuda":
         import torch
 

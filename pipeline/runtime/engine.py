@@ -2,13 +2,13 @@
 
     spread(job, pieces):   job(p, count) for each p in `pieces`, begun in their order
 
-A piece (a shard of a pool, a classifier's run) leaves its file, whole or not at all, and what stands in the file is a
-function of the job and the piece alone. So no engine, number of workers, order or death of one changes a result; a stage that
-was killed goes on with the pieces whose files are missing. Workers get the job once and then piece after piece, as plain data
-and paths: what is heavy (a model) they load themselves and keep.
+A piece (a shard of a pool, a run of a classifier) leaves its file, whole or not at all, and the contents are a function of
+the job and the piece alone. So no engine, number of workers, order of work or death of a worker changes a result. A killed
+stage resumes with the pieces whose files are missing. Workers get the job once and then piece after piece, as plain data and
+paths. Heavy objects (a model) they load themselves and keep.
 
-Workers outlive nobody: the stage kills them on its way out, and one whose stage was killed ends by itself. A worker that dies
-ends the stage, with its status: whatever killed it may well kill the next.
+Workers do not outlive the stage: it kills them as it exits, and a worker whose stage was killed ends by itself. A worker that
+dies ends the stage, with its status: what killed it may well kill the next.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ from pipeline.core import work
 from pipeline.errors import ConfigError, DataError, TailforgeError, WorkerLost
 
 P = TypeVar("P")
-Count = Callable[[int], None]  # is told how many images more are done
+Count = Callable[[int], None]  # called with the number of images that were finished since the last call
 Job = Callable[[P, Count], None]
 
-REPORT_SECONDS = 0.5  # between a worker's words on its progress
+REPORT_SECONDS = 0.5  # between progress reports of a worker
 ANSWER_SECONDS = 10.0  # for a cluster to answer
 
 
 def spread(job: Job[P], pieces: Sequence[P], engine: Engine, *, usual: int, threads: int, count: Count) -> None:
-    """Do every piece. `usual`: the number of local workers where engine.workers is 0; one local worker is this process itself.
+    """Do every piece. `usual` is the number of local workers if engine.workers is 0; one local worker is this process itself.
 
-    `threads` of the processor in each worker; 0 for an even share of them all. `count` is told of images as they are done.
+    `threads` is the number of processor threads of each worker; 0 shares all threads evenly. `count` is called as images are
+    finished.
 
-    Raises what a job raised of TailforgeError, WorkerLost for a worker that ended otherwise, ConfigError and DataError for a
-    cluster that is not there or cannot do this work.
+    Raises the TailforgeError of a job, WorkerLost if a worker ended in another way, and ConfigError or DataError if the
+    cluster cannot be reached or cannot do this work.
     """
     if not pieces:
         return
@@ -69,8 +70,8 @@ def spread(job: Job[P], pieces: Sequence[P], engine: Engine, *, usual: int, thre
 
 
 def _in_processes(job: Job[P], pieces: Sequence[P], workers: int, threads: int, count: Count) -> None:
-    # The fork server imports torch once, and what the first optimiser step imports, and starts no thread: its children are
-    # safe, and start at once.
+    # The fork server imports torch, and what the first optimiser step imports, once. It starts no thread, so its children are
+    # safe and start at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([job.__module__, "torch._dynamo"])
     process: BaseProcess
@@ -107,7 +108,7 @@ def _in_processes(job: Job[P], pieces: Sequence[P], workers: int, threads: int, 
 
 @contextmanager
 def _alive(process: BaseProcess) -> Iterator[None]:
-    """The end of the process, while it is talked to, as WorkerLost."""
+    """Turn the end of the process during communication into WorkerLost."""
     try:
         yield
     except (EOFError, OSError):
@@ -119,14 +120,14 @@ def _lost(what: str, status: int | None = None) -> WorkerLost:
     return WorkerLost(
         what,
         status=status,
-        expected="workers that live until all is done",
-        remedy="what it said stands above; where it was killed memory may have run out: lower engine.workers in params.yaml; "
+        expected="workers that live until all work is done",
+        remedy="its output is above; if it was killed, memory may have run out: lower engine.workers in params.yaml; "
         "run again, finished work is kept",
     )
 
 
 def _accelerator(number: int) -> str | None:
-    """What CUDA_VISIBLE_DEVICES is in worker `number`: one device, the next for the next; None where there are none."""
+    """CUDA_VISIBLE_DEVICES of worker `number`: workers take the devices in turn; None if there are no devices."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -135,15 +136,15 @@ def _accelerator(number: int) -> str | None:
 
 
 def _work(job: Job[Any], pipe: Connection, threads: int, device: str | None) -> None:
-    """The life of a worker: pieces come in; counts of images, and None for each piece that is done, go out."""
+    """The loop of a worker: it receives pieces and sends counts of images, and None for each finished piece."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches the terminal's whole group: out of it, since the parent decides, and kills.
+    # Ctrl-C reaches the terminal's whole group. The worker leaves it: the parent decides, and kills.
     os.setpgid(0, 0)
-    # tqdm's own lock between processes would leave a semaphore behind when the worker is killed.
+    # tqdm's own lock between processes would leak a semaphore when the worker is killed.
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())
-    if device is not None:  # read when CUDA is first used, which is later
+    if device is not None:  # read when CUDA is first used, later
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
 
@@ -161,7 +162,7 @@ def _work(job: Job[Any], pipe: Connection, threads: int, device: str | None) -> 
 
 
 class _Told:
-    """Tells the parent how many images are done, not more often than REPORT_SECONDS."""
+    """Reports finished images to the parent, at most once in REPORT_SECONDS."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.images, self.at = pipe, 0, time.monotonic()
@@ -185,7 +186,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def termination_as_exit() -> Iterator[None]:
-    """SIGTERM as SystemExit(143), so that workers are ended on the way out."""
+    """Turn SIGTERM into SystemExit(143), so that workers are ended on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -200,30 +201,30 @@ def termination_as_exit() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
-        raise SystemExit(128 + told[0] if told else left.code) from None  # Ray, where it waits, makes 1 of the status
+        raise SystemExit(128 + told[0] if told else left.code) from None  # while it waits, Ray replaces the status by 1
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class _Hand:
-    """A worker on a cluster: an actor, which keeps the job and what that has loaded."""
+    """A worker on a cluster: an actor that keeps the job and what the job has loaded."""
 
     def __init__(self, job: Job[Any], threads: int) -> None:
         self.job, self.threads = job, threads
 
     def begin(self, folder: str, code: str) -> TailforgeError | None:
-        """Get ready in the project's `folder`, or say why that cannot be."""
+        """Get ready in the project's `folder`, or return the reason why that fails."""
         import torch
 
         if not Path(folder).is_dir():
             return DataError(
-                f"engine.kind=ray: {folder} is not there on {socket.gethostname()}",
+                f"engine.kind=ray: {folder} does not exist on {socket.gethostname()}",
                 expected="the project's folder under the same path on every machine",
                 remedy="share it, for example by NFS",
             )
         if work.code_key() != code:
             return ConfigError(
-                f"engine.kind=ray: {socket.gethostname()} has other code than this machine",
+                f"engine.kind=ray: {socket.gethostname()} and this machine have different code",
                 expected="the same version of tailforge on every machine",
                 remedy="install it there and restart its Ray node",
             )
@@ -232,7 +233,7 @@ class _Hand:
         return None
 
     def do(self, piece: object) -> int | TailforgeError:
-        """Do the piece; how many images that were."""
+        """Do the piece. Returns the number of its images, or the error."""
         images = 0
 
         def told(more: int) -> None:
@@ -258,7 +259,7 @@ def _on_ray(job: Job[P], pieces: Sequence[P], engine: Engine, threads: int, coun
             remedy="add a node to it, or set engine.kind=local",
         )
     workers = min(engine.workers or most, most, len(pieces))
-    # An actor has what it loads until its end; Ray's tasks would get a fresh process for each piece on an accelerator.
+    # An actor keeps what it loads. On an accelerator Ray's tasks would get a fresh process for each piece.
     needs = {"num_gpus": 1} if unit == "GPU" else {"num_cpus": 1}
     hands = []
     with termination_as_exit():
@@ -288,10 +289,10 @@ def _on_ray(job: Job[P], pieces: Sequence[P], engine: Engine, threads: int, coun
 
 
 def _connected(engine: Engine) -> ModuleType:
-    """Ray, connected for as long as this process lives. Raises ConfigError."""
+    """Ray, connected for the life of this process. Raises ConfigError."""
     own: dict[str, Any] = {}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # like the others, read by Ray when it is imported
-    if engine.address == "local":  # a cluster of this process's own: for nobody else on the machine, and no file in the home
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads these when it is imported
+    if engine.address == "local":  # a cluster of this process: closed to others on the machine, and no file in the home
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": engine.workers or None}
     try:
@@ -304,7 +305,7 @@ def _connected(engine: Engine) -> ModuleType:
         return ray
     try:
         host, _, port = engine.address.rpartition(":")
-        if host:  # Ray would try for minutes, and then end this process
+        if host:  # Ray would try for minutes and then end this process
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
         # Ray puts the working folder of this moment first on its workers' sys.path: no module there may shadow ours.
         with contextlib.chdir(Path(__file__).parents[2]):

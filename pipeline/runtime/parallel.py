@@ -2,13 +2,12 @@
 
     g = (1 / m) sum_r grad L(rows r n / m … (r + 1) n / m - 1) = grad L(all n rows),   L a mean over rows
 
-Every process makes the random draws of the whole batch, from the same streams as one process does, and keeps its own rows of
-them (`share`; Dropout, of its masks), so the loss is that of one process but for the order in which a mean is summed. Weights
-are therefore close and not equal for another m: it is one of the settings that decide a result (fit.processes).
+Every process makes the random draws of the whole batch, from the same streams as a single process, and keeps its own rows of
+them (`share`; Dropout does so with its masks). So the loss is that of a single process except for the order in which a mean is
+summed. Weights for another m are therefore close but not equal: m is one of the settings that decide a result (fit.processes).
 
-Gradients are averaged by accelerate over gloo, or NCCL on GPUs (untested), once the backward pass is done: a network may then
-be called several times in a step, which the hooks of DistributedDataParallel do not allow for. A process that is alone is left
-as it is.
+accelerate averages the gradients over gloo, or NCCL on GPUs (untested), once the backward pass is done. A network may then be
+called several times in a step, which the hooks of DistributedDataParallel do not support. A single process is not affected.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from pipeline.errors import ConfigError, TailforgeError, WorkerLost
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
-ERROR = ".error.json"  # in the folder of the work: what a process refused
+ERROR = ".error.json"  # in the folder of the work: the error of a process
 LOOPBACK = "loopback"
-START_SECONDS = 300  # for all processes to be there
-LEAVE_SECONDS = 15  # that processes have to leave after SIGTERM: less than the stage itself has
+START_SECONDS = 300  # for all processes to connect
+LEAVE_SECONDS = 15  # for processes to exit after SIGTERM: less than the stage itself has
 PR_SET_PDEATHSIG = 1
 
 
@@ -49,17 +48,17 @@ def size() -> int:
 
 
 def rank() -> int:
-    """The number of this process among them; the first one writes files and shows progress."""
+    """The number of this process among them. The first one writes files and shows progress."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def share(*tensors: Tensor) -> list[Tensor]:
-    """This process's rows of each tensor (n, …), n a multiple of `size()`."""
+    """This process's rows of each tensor (n, …); n must be a multiple of `size()`."""
     return [tensor.tensor_split(size())[rank()] for tensor in tensors] if size() > 1 else list(tensors)
 
 
 def average(parameters: Sequence[Tensor], loss: float) -> float:
-    """Put the mean of all processes' gradients into parameters; the mean of their losses."""
+    """Replace the gradients of `parameters` by their mean over all processes. Returns the mean of the losses."""
     if size() == 1:
         return loss
     from accelerate.utils import reduce
@@ -73,7 +72,7 @@ def average(parameters: Sequence[Tensor], loss: float) -> float:
 
 
 def anyone(told: bool) -> bool:
-    """Whether any process was told."""
+    """Whether `told` is true in any process."""
     if size() == 1:
         return told
     from accelerate.utils import reduce
@@ -83,21 +82,21 @@ def anyone(told: bool) -> bool:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout (Srivastava et al., 2014); of several processes, each with its own rows of the mask of the whole batch."""
+    """nn.Dropout (Srivastava et al., 2014). Each of several processes has its own rows of the mask of the whole batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, …) -> the same."""
         if size() == 1 or not self.training or self.p == 0:
             return super().forward(x)
-        ones = torch.ones_like(x)  # and laid out in memory as x is, which decides the order of the draws
+        ones = torch.ones_like(x)  # with the memory layout of x, which decides the order of the draws
         return x * share(F.dropout(torch.cat([ones] * size()), self.p, training=True))[0]
 
 
 def launch(module: str, processes: int, folder: Path, *arguments: str) -> None:
     """Run `python -m module folder arguments` as `processes` processes of torchrun that share batches, and wait for their end.
 
-    One that ends otherwise ends all. Raises what one refused, WorkerLost, SystemExit where this process was told to leave, and
-    ConfigError where there are fewer GPUs than processes.
+    If one fails, all end. Raises the TailforgeError of a process, WorkerLost if a process died, SystemExit if this process
+    received a signal to stop, and ConfigError if there are fewer GPUs than processes.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -107,12 +106,12 @@ def launch(module: str, processes: int, folder: Path, *arguments: str) -> None:
     if 0 < torch.cuda.device_count() < processes:
         raise ConfigError(
             f"fit.processes={processes}",
-            expected=f"at most {torch.cuda.device_count()}, one a GPU",
+            expected=f"at most {torch.cuda.device_count()}, one per GPU",
             remedy="lower fit.processes",
         )
     (folder / ERROR).unlink(missing_ok=True)
     rendezvous_handler_registry.register(LOOPBACK, _loopback)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news of a failure is a page
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report of a failure fills a page
     settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, run_id=str(os.getpid()), rdzv_backend=LOOPBACK,
         local_addr="127.0.0.1", shutdown_timeout=LEAVE_SECONDS,
@@ -131,14 +130,14 @@ def launch(module: str, processes: int, folder: Path, *arguments: str) -> None:
             f"one of {processes} processes of a fit ended with status {first.exitcode}",
             status=first.exitcode,
             expected="processes that live until the fit is done",
-            remedy="what it said stands above; run again, it goes on at the last checkpoint",
+            remedy="its output is above; run again, it resumes from the last checkpoint",
         ) from None
 
 
 def _loopback(wanted: RendezvousParameters) -> RendezvousHandler:
-    """Where processes find each other: a store that this machine alone reaches.
+    """Where processes find each other: a store that only this machine can reach.
 
-    torchrun's own listens on every interface, and what its usual rendezvous finds there it takes for pickles.
+    torchrun's own store listens on every interface, and its usual rendezvous unpickles whatever it finds there.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch names it in no __all__
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
@@ -155,10 +154,10 @@ def _loopback(wanted: RendezvousParameters) -> RendezvousHandler:
 
 
 def joined(fit: Callable[[], None], folder: Path) -> int:
-    """In a process of `launch`: find the others and `fit` with them; the exit status."""
+    """In a process of `launch`: find the others and `fit` with them. Returns the exit status."""
     from accelerate import PartialState
 
-    if sys.platform == "linux":  # torchrun gives it a session of its own: it must not outlive the stage all the same
+    if sys.platform == "linux":  # torchrun starts it in a session of its own, but it must not outlive the stage
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -6,12 +6,12 @@ A Learner is a network with its optimiser, its learning-rate schedule and the mo
     theta <- AdamW(theta, g; lr * s(k)),   s(k) = min(1, (k + 1) / warmup) * (1 + cos(pi k / steps)) / 2
     ema <- beta_k ema + (1 - beta_k) theta,   beta_k = min(beta, (k + 1) / (k + 10))
 
-`loop` calls update(k) for k = 0 … steps - 1. Every random draw of step k comes from derive(seed, name, k) and torch's global
-stream (dropout) is reset per step in a fork, so a step is a function of the weights before it: a run that was killed and
-resumed gives the same weights as an undisturbed one. Adversarial families hand over two learners.
+`loop` calls update(k) for k = 0 … steps - 1. Every random draw of step k comes from derive(seed, name, k), and torch's global
+stream (dropout) is reset per step in a fork. So a step is a function of the weights before it, and a run that was killed and
+resumed gives the same weights as an undisturbed one. Adversarial families pass two learners.
 
-Checkpoints are safetensors, written whole or not at all, their hash in their name; the last two are kept, and a torn one
-is named and passed over. A non-finite loss stops the run before it touches the weights.
+Checkpoints are safetensors, written whole or not at all, with their hash in their name. The last two are kept; a torn one is
+reported and skipped. A non-finite loss stops the run before it touches the weights.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHECKPOINT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a network is optimised. `ema` is the decay per step, None for no average; `clip` bounds the gradient's norm."""
+    """How a network is optimised. `ema` is the decay per step (None: no average); `clip` bounds the norm of the gradient."""
 
     steps: int
     lr: float
@@ -61,7 +61,7 @@ class Learner:
     def __init__(self, network: nn.Module, plan: Optimisation) -> None:
         self.network, self.plan = network, plan
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        # Biases, gains and embeddings of one row are not decayed: decay is for matrices (Loshchilov & Hutter, 2019).
+        # Weight decay is for matrices (Loshchilov & Hutter, 2019), not for biases, gains and embeddings of one row.
         decayed = [p for p in self.parameters if p.ndim > 1]
         others = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -69,7 +69,7 @@ class Learner:
         self.ema = [p.detach().clone() for p in self.parameters] if plan.ema is not None else []
 
     def step(self, loss: Tensor, k: int) -> float:
-        """One update by `loss` at step k; returns the loss. Raises Diverged before a non-finite loss touches the weights."""
+        """One update by `loss` at step k. Returns the loss. Raises Diverged before a non-finite loss touches the weights."""
         plan = self.plan
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ class Learner:
         nn.utils.clip_grad_norm_(self.parameters, plan.clip)
         self.optimiser.step()
         if plan.ema is not None:
-            with torch.no_grad():  # else the averages would remember every step, for a gradient that nobody asks for
+            with torch.no_grad():  # otherwise the averages would keep the graph of every step
                 torch._foreach_lerp_(self.ema, list[Tensor](self.parameters), 1 - min(plan.ema, (k + 1) / (k + 10)))
         return value
 
@@ -103,7 +103,7 @@ class Learner:
         return {name: value.detach().contiguous() for name, value in out.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         prefix = "network."
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         for i, average in enumerate(self.ema):
@@ -112,7 +112,7 @@ class Learner:
             prefix = f"optimiser.{i}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state:
-                # The fused optimiser walks memory: moments must lie as their parameter does (channels_last).
+                # The fused optimiser walks memory: moments need the memory layout of their parameter (channels_last).
                 self.optimiser.state[parameter] = {
                     k: torch.empty_like(parameter).copy_(v)
                     if v.shape == parameter.shape and k != "step"
@@ -132,10 +132,10 @@ def loop(
     folder: Path | None = None,
     quiet: bool = False,
 ) -> None:
-    """Call update(k) for every step; it computes the losses, calls Learner.step and returns the loss that is shown.
+    """Call update(k) for every step. It computes the losses, calls Learner.step and returns the loss to show.
 
-    `folder` keeps the checkpoints; a run that finds some there goes on from the last whole one. SIGTERM and Ctrl-C write a
-    checkpoint first. Raises Diverged for a non-finite loss, with the last good checkpoint kept.
+    `folder` keeps the checkpoints; a run that finds some there resumes from the last whole one. On SIGTERM and Ctrl-C a
+    checkpoint is written first. Raises Diverged for a non-finite loss and keeps the last good checkpoint.
     """
     start = _resume(learners, folder, name) if folder else 0
     saved = time.monotonic()
@@ -149,7 +149,7 @@ def loop(
                 loss = update(k)
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             bar.update(images_per_step)
-            leave = parallel.anyone(bool(stopped))  # together, so that none waits for one that has left
+            leave = parallel.anyone(bool(stopped))  # all together, so that none waits for a process that has left
             if folder and parallel.rank() == 0 and (leave or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 _save(learners, folder, k + 1)
                 saved = time.monotonic()
@@ -159,7 +159,7 @@ def loop(
 
 @contextlib.contextmanager
 def _memory(name: str) -> Iterator[None]:
-    """Turn the end of memory into OutOfMemory; pass all else on."""
+    """Turn exhausted memory into OutOfMemory; pass all other errors on."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -173,7 +173,7 @@ def _memory(name: str) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that an accelerator's memory or this machine's ran out."""
+    """Whether `error` means that the memory of an accelerator or of this machine ran out."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -189,20 +189,20 @@ def _resume(learners: Mapping[str, Learner], folder: Path, name: str) -> int:
         step, digest = file.stem.split("-")
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] != digest:
-            print(f"{name}: checkpoint {file.name} is torn; going back to the one before", file=sys.stderr)
+            print(f"{name}: checkpoint {file.name} is torn; trying the one before", file=sys.stderr)
             file.unlink()
             continue
         tensors = load_tensors(data)
         for n, learner in learners.items():
             learner.restore({k.removeprefix(f"{n}."): v for k, v in tensors.items() if k.startswith(f"{n}.")})
-        print(f"{name}: going on at step {int(step)}", file=sys.stderr)
+        print(f"{name}: resuming at step {int(step)}", file=sys.stderr)
         return int(step)
     return 0
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives the number of the first SIGTERM or SIGINT, so that a step is never cut in half."""
+    """A list that receives the numbers of SIGTERM and SIGINT signals, so that a step is never cut in half."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -221,10 +221,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Inside, torch computes on `n` threads of the processor; 0 leaves their number as it is.
+    """Within, torch computes on `n` threads of the processor; 0 leaves their number as it is.
 
-    Networks for tiny images gain little from a second thread, stall on a busy machine while they wait for it, and give other
-    roundings with another number of threads.
+    Networks for tiny images gain little from a second thread and stall on a busy machine while they wait for it. Another
+    number of threads also rounds differently.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
@@ -235,7 +235,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def device() -> torch.device:
-    """The accelerator where there is one, else the processor."""
+    """The accelerator if there is one, else the processor."""
     return (
         torch.accelerator.current_accelerator() or torch.device("cpu")
         if torch.accelerator.is_available()
@@ -244,6 +244,6 @@ def device() -> torch.device:
 
 
 def autocast(precision: str, where: torch.device) -> torch.autocast:
-    """bf16 where the processor multiplies it in hardware (`auto`), always (`bf16`) or never (`fp32`)."""
+    """bf16 if the hardware multiplies it (`auto`), always (`bf16`) or never (`fp32`)."""
     fast = where.type != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))

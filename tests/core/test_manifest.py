@@ -26,7 +26,7 @@ def rows(splits: list[str], labels: list[str] | None = None) -> Manifest:
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_fit_on_any_row_that_is_not_train_raises(split: str) -> None:
     assert len(rows(["train", "train"]).training_tensors(["a"], "a test")[0]) == 2
-    with pytest.raises(LeakError, match=f"a test was handed rows of split {split}"):
+    with pytest.raises(LeakError, match=f"a test received rows of split {split}"):
         rows(["train", split, "train"]).training_tensors(["a"], "a test")
 
 

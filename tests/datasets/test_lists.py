@@ -43,7 +43,7 @@ def test_ids_that_name_nothing_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ({"a": [77]}, "no id in it names an image"),
+        ({"a": [77]}, "none of its ids names an image"),
         ({"c": [1]}, "class 'c'"),
         ({"a": 3}, "a list of ids"),
         ({"a": [[1]]}, "a list of ids"),

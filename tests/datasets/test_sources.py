@@ -255,7 +255,7 @@ def test_torchvision_says_that_there_is_no_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     assert utils.urllib.request.urlopen is refuse
-    refused(r"CIFAR10 cannot be had: .*no network.*a network to download", "torchvision", tmp_path, name="CIFAR10")
+    refused(r"CIFAR10 is not available: .*no network.*a network to download", "torchvision", tmp_path, name="CIFAR10")
     assert len(asked) <= 2
 
 

@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
         capsys.readouterr()
         assert trained(tmp_path) == undisturbed
         said = capsys.readouterr().err
-        assert f"{newest[0].name} is torn" in said and "going on at step 3" in said
+        assert f"{newest[0].name} is torn" in said and "resuming at step 3" in said
     points(len(damages))
 
 

@@ -106,7 +106,7 @@ def test_stopping_the_run_stops_the_stage_and_the_server(toy: Path, cli: subproc
     assert {stage, child} <= below and len(below) >= 6  # supervisor, flow, server, supervisor, dvc, stage, child
     cli.send_signal(signal.SIGTERM)
     _, errors = cli.communicate(timeout=WAIT)
-    assert cli.returncode == 143 and "run again to go on" in errors
+    assert cli.returncode == 143 and "run again to resume" in errors
     until(lambda: not any(map(alive, below)), "the end of all processes")
     assert (toy / "left").read_text() == "saved"
 

@@ -165,7 +165,7 @@ def test_a_machine_without_the_folder_or_with_other_code_is_named(tmp_path: Path
     hand = engine._Hand(who, 1)
     assert isinstance(hand.begin(str(tmp_path / "absent"), ""), DataError)
     refused = hand.begin(str(tmp_path), "other")
-    assert isinstance(refused, ConfigError) and "other code" in str(refused)
+    assert isinstance(refused, ConfigError) and "different code" in str(refused)
 
 
 SCRIPT = """

@@ -67,7 +67,7 @@ def test_without_averaged_gradients_the_losses_part(tmp_path: Path) -> None:
 
 def test_where_one_process_is_killed_all_end_and_the_fit_goes_on(tmp_path: Path) -> None:
     undisturbed = shared(tmp_path / "a", "flow_matching")
-    with pytest.raises(WorkerLost, match=r"status -9.*goes on at the last checkpoint") as killed:
+    with pytest.raises(WorkerLost, match=r"status -9.*resumes from the last checkpoint") as killed:
         shared(tmp_path / "b", "flow_matching", "die")
     assert killed.value.exit_status == 137
     assert not any(alive(int((tmp_path / f"b/at-{rank}").read_text().split()[0])) for rank in range(2))

@@ -224,8 +224,8 @@ def test_the_same_pixels_under_two_labels_serve_no_training():
     picture(3).save("raw/b/contradiction.png")
     made = prepared(folder_params())
     assert not {"0003", "contradiction"} & set().union(*ids(made).values())
-    assert made.info["left_out"][0]["reason"] == "the same pixels stand under the labels a and b"
-    assert "2 images stand under two labels" in made.info["warnings"][0]
+    assert made.info["left_out"][0]["reason"] == "the same pixels have the labels a and b"
+    assert "2 images have the same pixels as an image of another label" in made.info["warnings"][0]
 
 
 # Scarcity
@@ -249,7 +249,7 @@ def test_fewer_images_than_asked_are_kept_with_a_warning():
     folders(Path("raw"), {"train/a": 20, "train/b": 10, "test/a": 4, "test/b": 4})
     made = prepared(folder_params(scarcity={"kind": "counts", "counts": {"b": 50}}))
     assert made.info["counts"]["train"]["b"] == 8
-    assert made.info["warnings"] == ["class 'b' has 8 train images, 50 were asked for"]
+    assert made.info["warnings"] == ["class 'b' has 8 train images, 50 were requested"]
 
 
 def test_what_scarcity_drops_goes_to_test_but_never_beside_its_group():
@@ -371,7 +371,7 @@ def test_a_list_that_holds_a_whole_class_lends_its_validation_images():
     Path("raw/list.json").write_text(json.dumps({"a": list(map("{:04d}".format, range(20))), "b": ["0020", "0021"]}))
     made = prepared(folder_params(scarcity={"kind": "ids", "ids": "list.json"}))
     assert made.info["counts"]["train"] == {"a": 17, "b": 2}
-    assert made.info["warnings"] == ["class 'a': 3 of the listed images serve val or test, or were left out"]
+    assert made.info["warnings"] == ["class 'a': 3 of the listed images are in val or test, or were left out"]
 
 
 # Bad input
@@ -417,7 +417,7 @@ def test_a_class_of_unreadable_images():
     [
         ({"data": {"groups": "none.json"}}, "data.groups='none.json' is no file"),
         ({"scarcity": {"kind": "ids", "ids": "none.json"}}, "scarcity.ids='none.json' is no file"),
-        ({"scarcity": {"kind": "ids", "ids": "wrong.json"}}, "no id in it names an image"),
+        ({"scarcity": {"kind": "ids", "ids": "wrong.json"}}, "none of its ids names an image"),
         ({"scarcity": {"kind": "ids", "ids": "half.json"}}, "class 'b' keeps no train image"),
         ({"scarcity": {"kind": "counts", "counts": {"x": 2}}}, "names class 'x'"),
         ({"data": {"source": "table", "table": "twice.csv"}}, "'a/0000.png' is listed twice"),
