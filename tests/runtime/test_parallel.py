@@ -133,7 +133,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_family_without_such_batches_is_fitted_by_one_process_which_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit._processes(params(fit={"processes": 2}), "naive") == 1
+    assert fit._processes(2, "naive", 0) == 1
     assert capsys.readouterr().err == "naive: fitted by one process, its batches cannot be shared\n"
 
 
