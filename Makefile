@@ -31,15 +31,17 @@ demo: install
 serve: install
 	$(BIN)/tailforge serve
 
-# One for each processor, at most four, each on a thread; the tests of a file share what they start, so a file stays together. In
-# the order of tests/conftest.py: by default files of few tests come last, and those are the longest.
+# One for each processor and one more, since some wait for servers, at most four, each on a thread. The tests of a file share what
+# they start, so a file stays together. In the order of tests/conftest.py: by default files of few tests come last, and those are
+# the longest.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
 
 pins:

@@ -23,9 +23,10 @@ VARIABLE = "TAILFORGE_WARM"  # as in pipeline/runtime/stage_client.py
 def process(project: Path, *, grace: float) -> Iterator[None]:
     """Stages that start in this block are forks of a warm process. One that still runs at its end has `grace` seconds to leave.
 
-    Where there can be no warm process, a line says so and each stage starts by itself. Linux alone; elsewhere nothing happens.
+    Where there can be no warm process, a line says so and each stage starts by itself. A warm process that the environment
+    names already is kept. Linux alone; elsewhere nothing happens.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or VARIABLE in os.environ:
         yield
         return
     with (

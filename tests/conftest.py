@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from flows import warm
 from helpers import reliability
 from helpers import toy as toy_project
 from pipeline import config
@@ -42,25 +44,47 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(reliability.recorder(config))
 
 
+# What takes longest, in the order in which it begins: at the end nobody would be left to work meanwhile. Files that mostly wait
+# for servers come beside one that computes.
+FIRST = (
+    "flows/test_killed.py", "flows/test_scheduled.py", "end_to_end/test_pipeline.py", "flows/test_hosts.py",
+    "end_to_end/test_versions.py", "flows/test_remote_stages.py", "flows", "faults", "tailforge", "test_traps.py",
+    "test_install.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First those that wait for servers: they take longest, and at the end nobody would be left to work meanwhile."""
-    items.sort(key=lambda item: ROOT / "tests/flows" not in item.path.parents)
+    places = [ROOT / "tests" / name for name in FIRST]
+
+    def order(item: pytest.Item) -> int:
+        return next((i for i, place in enumerate(places) if place in (item.path, *item.path.parents)), len(places))
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command; raises with its output where it fails, unless `check=False`."""
+    return toy_project.run_command
 
-    def run(*words: str | Path, cwd: Path, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        here = str(Path(sys.executable).parent)
-        path = {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            list(map(str, words)), cwd=cwd, env=os.environ | path | variables, capture_output=True, text=True, check=False
-        )
-        assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done
 
-    return run
+@pytest.fixture(scope="session")
+def warmed() -> Iterator[dict[str, str]]:
+    """Variables with which real stages are forks of one warm process of this session.
+
+    For tests of what stages make under DVC: each would start with seconds of imports. How a stage starts by itself and from a
+    run's own warm process is tested in tests/runtime/test_warm_server.py, tests/test_install.py and by `finished` of
+    tests/end_to_end/test_pipeline.py.
+    """
+    variables = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # what imports read must be the same for all
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            stack.enter_context(warm.process(ROOT, grace=toy_project.WAIT))
+        named = {name: os.environ.pop(name) for name in (warm.VARIABLE,) if name in os.environ}  # where it is for Linux
+        yield variables | named  # not of this process: other tests start stages in their own ways
+        os.environ |= named
 
 
 @pytest.fixture
@@ -122,8 +146,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subpro
     for name in ("data/raw", "data/external"):
         (folder / name).mkdir(parents=True)
     command("git", "init", "--quiet", cwd=folder)
-    command("dvc", "init", "--quiet", cwd=folder)
-    command("dvc", "config", "core.check_update", "false", cwd=folder)
+    toy_project.initialise(folder)
     command("dvc", "repro", "--quiet", cwd=folder)
     return folder
 

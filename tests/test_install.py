@@ -27,12 +27,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Pat
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     command(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, source, cwd=place)
-    command(sys.executable, "-m", "venv", place / "venv", cwd=place)
+    command(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     python = place / "venv/bin/python"
     own = Path(command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).stdout.strip())
     (own / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     [wheel] = place.glob("*.whl")
-    command(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=place)
+    command(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=place)
     return place / "venv/bin"
 
 

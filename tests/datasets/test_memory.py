@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ PIXELS, BYTES = SIDE * SIDE, decode.MAX_BYTES // 16
 EACH = 24  # bytes for each of these pixels that all threads together may take to decode
 HELD = 8  # and for the files that are open
 THREADS = 3
+Growth = Callable[..., list[int | str | list[int]]]
 PROGRAM = """
-import json, sys
+import json, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pipeline.datasets import decode
 
-file, small, threads, decode.MAX_PIXELS, decode.MAX_BYTES = *sys.argv[1:3], *map(int, sys.argv[3:])
+decode.MAX_PIXELS, decode.MAX_BYTES = map(int, sys.argv[1:])
 decode.ROOM, decode.OPEN = decode.Room(decode.MAX_PIXELS), decode.Room(decode.MAX_BYTES)
 
 def told(key):
@@ -47,13 +48,41 @@ def decoded(file):
     except decode.Unreadable as reason:
         return str(reason)
 
-with decode.strict_pillow(), ThreadPoolExecutor(threads) as pool:
-    list(pool.map(decoded, [small] * threads))  # what Pillow imports and the threads themselves take once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is
-    before = told("VmRSS")
-    ends = list(pool.map(decoded, [file] * threads))
-    print(json.dumps([told("VmHWM") - before, *ends]))
+def measure(file, small, threads):
+    with decode.strict_pillow(), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(decoded, [small] * threads))  # what Pillow imports and the threads themselves take once
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is
+        before = told("VmRSS")
+        ends = list(pool.map(decoded, [file] * threads))
+        print(json.dumps([told("VmHWM") - before, *ends]), flush=True)
+
+for line in sys.stdin:
+    if not (child := os.fork()):
+        measure(*json.loads(line))
+        os._exit(0)
+    if status := os.waitpid(child, 0)[1]:
+        sys.exit(f"a measurement ended with status {status}")
 """
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Callable[[Path, Path, int], str]]:
+    """Measures a file in a process of its own, which is a fork: what they need is imported once."""
+    if sys.platform != "linux":
+        pytest.skip("peaks are read from /proc")
+    large = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}  # what is freed is given back, as with blocks of the real size
+    words = [sys.executable, "-c", PROGRAM, str(PIXELS), str(BYTES)]
+    with subprocess.Popen(
+        words, cwd=ROOT, env=os.environ | large, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+
+        def measure(file: Path, small: Path, threads: int) -> str:
+            assert process.stdin is not None and process.stdout is not None
+            print(json.dumps([str(file), str(small), threads]), file=process.stdin, flush=True)
+            return process.stdout.readline()
+
+        yield measure
+    assert process.returncode == 0
 
 
 def worst() -> dict[str, Callable[[], bytes]]:
@@ -143,24 +172,23 @@ def tiff(side: int) -> bytes:
     return b"II*\0" + struct.pack("<I", bits + 8) + data + struct.pack("<HHHH", 8, 8, 8, 8) + folder
 
 
-def growth(folder: Path, data: bytes, threads: int = THREADS) -> list[int | str | list[int]]:
-    """Bytes by which the peak grew, and the end of each thread."""
-    if sys.platform != "linux":
-        pytest.skip("peaks are read from /proc")
-    (folder / "image").write_bytes(data)
-    (folder / "small").write_bytes(png())
-    words = [sys.executable, "-c", PROGRAM, *map(str, (folder / "image", folder / "small", threads, PIXELS, BYTES))]
-    large = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}  # what is freed is given back, as with blocks of the real size
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | large, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: list[int | str | list[int]] = json.loads(done.stdout)
-    return found
+@pytest.fixture
+def growth(measured: Callable[[Path, Path, int], str], tmp_path: Path) -> Growth:
+    """Of the bytes of a file: bytes by which the peak grew, and the end of each thread."""
+
+    def growth(data: bytes, threads: int = THREADS) -> list[int | str | list[int]]:
+        (tmp_path / "image").write_bytes(data)
+        (tmp_path / "small").write_bytes(png())
+        found: list[int | str | list[int]] = json.loads(measured(tmp_path / "image", tmp_path / "small", threads))
+        return found
+
+    return growth
 
 
 @pytest.mark.fault(16, "the worst file of every format that is allowed, by three threads at a time: memory within the limit")
 @pytest.mark.parametrize("name", list(worst()))
-def test_what_is_allowed_stays_within_the_limit(name: str, tmp_path: Path, points: Callable[[int], None]) -> None:
-    grown, *ends = growth(tmp_path, worst()[name]())
+def test_what_is_allowed_stays_within_the_limit(name: str, growth: Growth, points: Callable[[int], None]) -> None:
+    grown, *ends = growth(worst()[name]())
     assert name == "PNG text" or ends == [[3, 512, 512]] * 3, ends
     assert isinstance(grown, int) and grown < EACH * PIXELS + (1 << 22), f"{grown / PIXELS:.1f} bytes a pixel"
     points(1)
@@ -171,10 +199,10 @@ def test_what_is_allowed_stays_within_the_limit(name: str, tmp_path: Path, point
 @pytest.mark.parametrize("place", ["extra", "behind"])
 @pytest.mark.parametrize("share", [1, 2, 12])
 def test_what_stands_beside_pixels_stays_within_the_limit(
-    kind: bytes, place: str, share: int, tmp_path: Path, points: Callable[[int], None]
+    kind: bytes, place: str, share: int, growth: Growth, points: Callable[[int], None]
 ) -> None:
     beside = chunk(kind, b"a\0" + b"b" * (BYTES // share - 200))
-    grown, *ends = growth(tmp_path, png(**{place: beside}), 12)
+    grown, *ends = growth(png(**{place: beside}), 12)
     assert ends == [[3, 512, 512]] * 12, ends
     assert isinstance(grown, int) and grown < (EACH + HELD) * PIXELS + 12 * (1 << 20), f"{grown / PIXELS:.1f} bytes a pixel"
     points(1)
@@ -182,7 +210,7 @@ def test_what_stands_beside_pixels_stays_within_the_limit(
 
 @pytest.mark.fault(16, "texts, profiles, chunks and tiles that unfold beyond all limits: set aside at once")
 @pytest.mark.parametrize("name", list(too_much()))
-def test_what_unfolds_is_set_aside(name: str, tmp_path: Path, points: Callable[[int], None]) -> None:
-    grown, *ends = growth(tmp_path, too_much()[name]())
+def test_what_unfolds_is_set_aside(name: str, growth: Growth, points: Callable[[int], None]) -> None:
+    grown, *ends = growth(too_much()[name]())
     assert isinstance(grown, int) and grown < 1 << 26 and all(isinstance(end, str) for end in ends), (grown, ends)
     points(1)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from helpers.toy import ROOT
+from helpers.toy import ROOT, run_command
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
@@ -56,6 +57,11 @@ def options(values: dict[str, object]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def command(command: Command, warmed: dict[str, str]) -> Command:
+    return partial(command, **warmed)
+
+
+@pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     """A fresh copy of the repository, committed."""
     folder = tmp_path_factory.mktemp("copy") / "repository"
@@ -75,9 +81,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(copied: Path, command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The copy after `tailforge run`, and what that printed."""
-    return copied, command(*MAIN, "run", *options(TINY), cwd=copied, PYTHONPATH="")
+def finished(copied: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The copy after `tailforge run` with its own code and its own warm process, and what that printed."""
+    return copied, run_command(*MAIN, "run", *options(TINY), cwd=copied, PYTHONPATH="")
 
 
 def stages_that_ran(text: str) -> set[str]:
@@ -107,7 +113,7 @@ def test_the_run_ends_in_a_verdict_and_leaves_no_dirt(
 
 def test_a_second_run_does_nothing(finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command) -> None:
     folder, first = finished
-    again = command(*MAIN, "run", cwd=folder, PYTHONPATH="")
+    again = command(*MAIN, "run", cwd=folder)
     assert again.stdout.startswith("Everything is up to date") and not stages_that_ran(again.stderr)
     shown = first.stdout.partition("\nreleased as")[0].splitlines()
     assert again.stdout.splitlines()[1 : 1 + len(shown)] == shown and "this state is v1" in again.stdout
@@ -139,11 +145,11 @@ def test_another_engine_reruns_nothing_and_gives_the_same_bytes(
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     before = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     spread = ["-S", "engine.workers=2"]
-    first = command(*MAIN, "run", "--no-release", *spread, cwd=folder, PYTHONPATH="")
+    first = command(*MAIN, "run", "--no-release", *spread, cwd=folder)
     assert stages_that_ran(first.stderr) == {"settings"}  # with the same result
     assert command("dvc", "status", "--json", cwd=folder).stdout.strip() == "{}"
     forced = ["--force", "sample@naive", "--force", "train_real"]
-    again = command(*MAIN, "run", "--no-release", *forced, *spread, cwd=folder, PYTHONPATH="")
+    again = command(*MAIN, "run", "--no-release", *forced, *spread, cwd=folder)
     assert stages_that_ran(again.stderr) >= {"sample@naive", "train_real"} and "no warm process" not in again.stderr
     after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert outs_of(after, "sample@naive", "data/pools") == outs_of(before, "sample@naive", "data/pools")
@@ -205,9 +211,7 @@ def test_families_are_compared_without_a_change_to_the_project(
 ) -> None:
     folder = finished[0]
     before = command("git", "status", "--porcelain", cwd=folder).stdout
-    tried = command(
-        *MAIN, "bakeoff", "vae", "naive", "stylegan2", "--out", tmp_path, "-S", "data.image_size=9", cwd=folder, PYTHONPATH=""
-    )
+    tried = command(*MAIN, "bakeoff", "vae", "naive", "stylegan2", "--out", tmp_path, "-S", "data.image_size=9", cwd=folder)
     assert "stylegan2 failed: " in tried.stdout and "image_size" in tried.stdout and "vae" in tried.stdout
     with open(tmp_path / "bakeoff.csv", newline="") as file:
         rows = {row["family"]: row for row in csv.DictReader(file)}
@@ -228,14 +232,14 @@ def test_a_generator_classifies_beside_the_classifier(
     finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
 ) -> None:
     folder = finished[0]
-    told = json.loads(command(*MAIN, "classify", "--with", "naive", "--json", cwd=folder, PYTHONPATH="").stdout)
+    told = json.loads(command(*MAIN, "classify", "--with", "naive", "--json", cwd=folder).stdout)
     best = json.loads((folder / "data/runs/real/choice.json").read_text())["best_real_arm"]
     assert set(told) == {"naive", best, "agreement", "n"} and told["naive"] > 0.5
     Image.new("L", (8, 8), 90).save(tmp_path / "one.png")
-    said = command(*MAIN, "classify", "--with", "naive", tmp_path, cwd=folder, PYTHONPATH="").stdout
+    said = command(*MAIN, "classify", "--with", "naive", tmp_path, cwd=folder).stdout
     assert said.startswith(f"{tmp_path / 'one.png'}  naive: ") and f"{best}: " in said
     (tmp_path / "one.png").write_bytes(b"torn")
-    torn = command(*MAIN, "classify", "--with", "naive", tmp_path / "one.png", cwd=folder, check=False, PYTHONPATH="")
+    torn = command(*MAIN, "classify", "--with", "naive", tmp_path / "one.png", cwd=folder, check=False)
     assert torn.returncode == 2 and "one.png" in torn.stderr and len(torn.stderr.splitlines()) == 1
 
 
@@ -265,7 +269,7 @@ def test_an_experiment_with_other_settings(
 def test_the_accepted_images_are_exported(
     finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
 ) -> None:
-    done = command(*MAIN, "export", "naive", "--out", tmp_path / "images", "--all", cwd=finished[0], PYTHONPATH="")
+    done = command(*MAIN, "export", "naive", "--out", tmp_path / "images", "--all", cwd=finished[0])
     pictures = list((tmp_path / "images").rglob("*.png"))
     assert f"{len(pictures)}  images in" in done.stdout and len(pictures) > 10
     with Image.open(pictures[0]) as picture:
@@ -276,11 +280,11 @@ def test_a_finished_run_is_released_once(
     finished: tuple[Path, subprocess.CompletedProcess[str]], command: Command, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
-    again = command(*MAIN, "run", "--json", cwd=folder, PYTHONPATH="")
+    again = command(*MAIN, "run", "--json", cwd=folder)
     assert "this state is v1" in again.stderr and "verdict" in json.loads(again.stdout)
     assert len(command("git", "log", "--format=%h", cwd=folder).stdout.split()) == 2
     for verb in (("pull", "v1", "--generator", "naive"), ("export", "naive")):
-        command(*MAIN, *verb, "--out", tmp_path / verb[0], cwd=folder, PYTHONPATH="")
+        command(*MAIN, *verb, "--out", tmp_path / verb[0], cwd=folder)
     pictures = [sorted(file.read_bytes() for file in (tmp_path / verb).rglob("*.png")) for verb in ("pull", "export")]
     assert pictures[0] == pictures[1] != []
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def put(raw: Path, label: str, images: np.ndarray, start: int = 0) -> None:
     (raw / label).mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images, start):
         Image.fromarray(image[0]).save(raw / label / f"{label}-{i:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def command(command: Command, warmed: dict[str, str]) -> Command:
+    return partial(command, **warmed)
 
 
 @pytest.fixture(scope="module")

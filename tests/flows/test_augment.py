@@ -15,7 +15,6 @@ from prefect import State
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import augment
 from helpers.served import asked, basic, environ
@@ -24,6 +23,8 @@ from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness  # Prefect's whole server, which no other test imports
+
     with prefect_test_harness(server_startup_timeout=120):
         yield
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import children, dvc
-from helpers.toy import ROOT, WAIT, alive, pids, setting, until
+from flows import children, dvc, warm
+from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 
 def quiet(_line: str) -> None:
@@ -183,3 +183,11 @@ def test_what_a_finished_command_leaves_behind_is_stopped(tmp_path: Path) -> Non
         assert process.stdout is not None
         pid = int(process.stdout.readline())
     assert process.returncode == 0 and not alive(pid)
+
+
+def test_who_has_a_warm_process_already_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.VARIABLE, "named")
+    before = descendants(os.getpid())
+    with warm.process(tmp_path, grace=0.1):
+        assert os.environ[warm.VARIABLE] == "named" and descendants(os.getpid()) <= before
+    assert os.environ[warm.VARIABLE] == "named"

@@ -153,7 +153,7 @@ def answers(url: str) -> bool:
 @pytest.mark.fault(10, "`tailforge serve` killed in a run and started again: the run is called crashed, and the next one ends")
 def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends(tmp_path: Path, command: Command) -> None:
     project, home = by_hand(lay(tmp_path / "project", command, families="[naive]")), tmp_path / "home"
-    with serving(project, home) as served, served.waiting("kill it") as (run, _):
+    with serving(project, home, warmed=True) as served, served.waiting("kill it") as (run, _):
         served.process.kill()
         until(lambda: not any(of(served, process) for process in processes("")), "the end of all that it had started", **LONG)
     with serving(project, home) as served:

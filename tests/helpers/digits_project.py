@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,15 @@ CLASSES = [str(c) for c in range(10)]
 SHORT = {"steps": 6, "width": 8, "batch_images": 16, "distillation_images": 9}
 
 
+@cache
+def shipped() -> config.Params:
+    """params.yaml, read once."""
+    return config.read(ROOT / "params.yaml")
+
+
 def params(**sections: dict[str, object]) -> config.Params:
     """params.yaml with some values replaced; a classifier that takes no time, the generator naive."""
-    values = config.read(ROOT / "params.yaml").model_dump(by_alias=True)
+    values = shipped().model_dump(by_alias=True)
     values["generators"] = ["naive"]
     values["classifier"] |= SHORT
     values["arms"] |= {

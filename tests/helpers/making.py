@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,16 @@ from pipeline.config import Params, resolved
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def shipped() -> dict[str, Any]:
+    """The values of params.yaml, which take longer to read than most of what tests do with them. Not to be changed."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return values
+
+
 def params(**changes: Any) -> Params:
     """params.yaml with sections changed: params(data={"source": "folder"}, seed=1). Unsplit data are kept as they are."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = copy.deepcopy(shipped())
     values["scarcity"]["kind"] = "as_is"
     for name, change in changes.items():
         values[name] = {**values[name], **change} if isinstance(change, dict) else change

@@ -88,7 +88,8 @@ def clone(project: Path, command: Command, *places: Path) -> None:
     """Clones of the project on as many other hosts, which share nothing with it but a bare git remote and a DVC remote."""
     root = project.parent
     command("git", "init", "--quiet", "--bare", root / "git", cwd=root)
-    command("dvc", "remote", "add", "--quiet", "--default", "store", root / "store", cwd=project)
+    with open(project / ".dvc/config", "a") as config:  # as `dvc remote add --default` does
+        config.write(f"    remote = store\n['remote \"store\"']\n    url = {root / 'store'}\n")
     command("git", "remote", "add", "origin", root / "git", cwd=project)
     command("git", "commit", "--quiet", "--all", "--message", "remote", cwd=project)
     command("git", "push", "--quiet", "origin", "main", cwd=project)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from helpers.toy import initialise
 from pipeline.core import images
 from pipeline.core.manifest import Manifest
 
@@ -81,8 +82,7 @@ def fill(folder: Path, pool: Pool, verdict: str, estimate: float = 0.01) -> None
 def begin(folder: Path, command: Command) -> None:
     """Make the folder a repository of git's and DVC's, all committed."""
     command("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
-    command("dvc", "init", "--quiet", cwd=folder)
-    command("dvc", "config", "core.check_update", "false", cwd=folder)
+    initialise(folder)
     command("git", "add", "--all", cwd=folder)
     command("git", "commit", "--quiet", "--message", "New project", cwd=folder)
 

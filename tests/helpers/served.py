@@ -21,7 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows import git
+from flows import git, warm
 from helpers.toy import ROOT, until
 
 # The command line, with runs called dead as soon as heartbeats allow.
@@ -123,14 +123,24 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @contextmanager
 def serving(
-    project: Path, home: Path, *options: str, host: str = "127.0.0.1", workers: int = 2, password: str = "", **variables: str
+    project: Path,
+    home: Path,
+    *options: str,
+    host: str = "127.0.0.1",
+    workers: int = 2,
+    password: str = "",
+    warmed: bool = False,
+    **variables: str,
 ) -> Iterator[Served]:
-    """`tailforge serve` in the project, once so many workers have started, until the end of the block. Without `password` it
-    makes one."""
+    """`tailforge serve` in the project, once so many workers have started, until the end of the block.
+
+    Without `password` it makes one. Its runs start a warm process where `warmed` alone: their stages import nothing.
+    """
     home.mkdir(exist_ok=True)
     port, output = free_port(host), home / "output"
     environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "CUDA_VISIBLE_DEVICES")}
-    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password} | variables
+    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password}
+    environment |= ({} if warmed else {warm.VARIABLE: ""}) | variables
     with open(output, "wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", SERVE, "serve", "--host", host, "--port", str(port), *options], cwd=project,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +78,32 @@ else:
     Path("metrics.json").write_text(json.dumps(
         {"verdict": "no_gain", "baseline": "real", "gain": both, "arms": {"real": both, "synthetic": both}}))
 """
+
+
+def run_command(*words: str | Path, cwd: Path, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with more variables of the environment; an AssertionError with its output where it fails, if `check`."""
+    here = str(Path(sys.executable).parent)
+    own = {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        list(map(str, words)), cwd=cwd, env=os.environ | own | variables, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+# What `dvc init` writes. DVC itself would take a second, nearly all of it for imports.
+INITIALISED = {
+    ".dvc/config": "[core]\n    check_update = false\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".dvcignore": "",
+}
+
+
+def initialise(folder: Path) -> None:
+    """Make the folder a project of DVC's, which never looks for a newer version of itself."""
+    (folder / ".dvc").mkdir()
+    for name, text in INITIALISED.items():
+        (folder / name).write_text(text)
 
 
 def setting(folder: Path, old: str, new: str) -> None:
