@@ -86,21 +86,21 @@ def require_current(folder: Path) -> None:
 
 
 def upgrade(folder: Path) -> list[str]:
-    """Bring params.yaml and dvc.yaml of a project to this version; returns what was done, a line each.
+    """Bring params.yaml, dvc.yaml and metrics.json of a project to this version; returns what was done, a line each.
 
-    params.yaml is translated and completed (tailforge/settings.py), dvc.yaml is laid anew where it differs. Raises InputError,
-    before anything is written, where either file has changes that git does not have.
+    params.yaml and metrics.json are translated (tailforge/upgrading.py), dvc.yaml is laid anew where it differs. Raises
+    InputError, before anything is written, where one of these files has changes that git does not have.
     """
-    from tailforge import settings, tags
+    from tailforge import tags, upgrading
 
     opened(folder)
-    if tags.ask(folder, "status", "--porcelain", "--", "params.yaml", "dvc.yaml"):
+    if tags.ask(folder, "status", "--porcelain", "--", "params.yaml", "dvc.yaml", "metrics.json"):
         raise InputError(
-            "params.yaml or dvc.yaml has changes that are not committed",
+            "params.yaml, dvc.yaml or metrics.json has changes that are not committed",
             expected="none",
             remedy="commit them, so that git has both",
         )
-    text, done = settings.upgraded((folder / "params.yaml").read_text(encoding="utf-8"))
+    text, done = upgrading.params_text((folder / "params.yaml").read_text(encoding="utf-8"))
     try:
         require_current(folder)
         anew = False
@@ -111,6 +111,7 @@ def upgrade(folder: Path) -> list[str]:
     if anew:
         work.write(folder / "dvc.yaml", stages())
     done += ["dvc.yaml: laid anew"] if anew else []
+    done += upgrading.metrics_file(folder / "metrics.json")
     return [*done, "see `git diff`, then: tailforge run"] if done else ["this project is up to date with this version"]
 
 

@@ -22,7 +22,7 @@ from pipeline import config
 from pipeline.errors import ConfigError, InputError
 from pipeline.generators import registry
 from pipeline.registry import GENERATORS
-from tailforge import mounts, project, running, serving, settings, survey
+from tailforge import commented, mounts, project, running, serving, settings, survey, upgrading
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Points = Callable[[int], None]
@@ -220,13 +220,13 @@ def test_nothing_but_results_is_swept(path: str, tmp_path: Path) -> None:
 def older(text: str) -> str:
     """The shipped settings as the last version had them: keys that have another name now, sections of all families."""
     text = re.sub(r"(?m)^  external: .*\n", "", text).replace("  synthetic_fractions: ", "  doses: ")
-    blocks = settings._blocks(text.splitlines(), "")
-    classifier = settings._blocks(blocks["classifier"], "  ")
+    blocks = commented.blocks(text.splitlines(), "")
+    classifier = commented.blocks(blocks["classifier"], "  ")
     for gone in (blocks["drift"], classifier["tau_strong"], classifier["drw_share"]):
         text = text.replace("\n".join(gone) + "\n", "")
     for name in GENERATORS.ours:
         if name not in ("flow_matching", "external"):
-            text += f"\n{settings._section(name, registry.settings(config.Params(), name), None)}\n"
+            text += f"\n{settings.section(name, registry.settings(config.Params(), name), None)}\n"
     return text + "\nexternal:\n  path: data/external    # class folders\n"
 
 
@@ -238,7 +238,7 @@ def test_settings_of_an_older_version_are_translated(points: Points) -> None:
     old = old.replace("  latent_dim: 16 ", "  latent_dim: 24 ") + "# the end\n"
     with pytest.raises(ConfigError, match=r"arms\.doses is called arms\.synthetic_fractions.*run `tailforge upgrade`"):
         config.resolved(config.values(old))
-    text, done = settings.upgraded(old)
+    text, done = upgrading.params_text(old)
     kept = registry.settings(config.Params(), "vae").model_dump() | {"latent_dim": 24}  # not as it was laid
     values = yaml.safe_load(PARAMS)
     assert yaml.safe_load(text) == values | {"seed": 7, "data": values["data"] | {"external": "renders"}, "vae": kept}
@@ -252,7 +252,7 @@ def test_settings_of_an_older_version_are_translated(points: Points) -> None:
     lost = set(old.splitlines()) - set(text.splitlines())
     assert not [line for line in lost if "seed" in line or "latent_dim" in line or line == "# the end"]
     assert all(line in text for line in PARAMS.splitlines() if not re.search("seed: 0|external: |synthetic_fractions: ", line))
-    assert settings.upgraded(text) == (text, [])
+    assert upgrading.params_text(text) == (text, [])
     points(len(done))
 
 
@@ -262,7 +262,9 @@ def test_sections_that_init_laid_for_larger_images_go_too(name: str) -> None:
     text = settings.rendered(
         params, {"flow_matching": settings.start("flow_matching", params), name: settings.start(name, params)}
     )
-    assert settings.upgraded(text)[0] == settings.rendered(params, {"flow_matching": settings.start("flow_matching", params)})
+    assert upgrading.params_text(text)[0] == settings.rendered(
+        params, {"flow_matching": settings.start("flow_matching", params)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_sections_that_init_laid_for_larger_images_go_too(name: str) -> None:
 )
 def test_a_key_is_renamed_or_left_to_the_user(text: str, said: str) -> None:
     try:
-        made, _ = settings._renamed(text)
+        made, _ = upgrading._renamed(text)
     except ConfigError as error:
         assert said in str(error) and "\n" not in str(error)
     else:
@@ -286,7 +288,7 @@ def test_a_key_is_renamed_or_left_to_the_user(text: str, said: str) -> None:
 
 def test_a_section_on_one_line_is_left_to_the_user() -> None:
     with pytest.raises(ConfigError, match=r"lacks split\.val.*by hand"):
-        settings.completed("split: {test: 0.2}\n", "split:\n  test: 0.2\n  val: 0.1\n")
+        commented.completed("split: {test: 0.2}\n", "split:\n  test: 0.2\n  val: 0.1\n")
 
 
 @pytest.mark.fault(
@@ -299,6 +301,8 @@ def test_a_project_of_an_older_version_is_upgraded(tmp_path: Path, command: Comm
     del stages["stages"]["settings"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(stages))
     (folder / "params.yaml").write_text(older(PARAMS))
+    old = {"verdict": "no_gain", "best_real_arm": "augment", "arms": {"again": {}, "real": {}}}
+    (folder / "metrics.json").write_text(json.dumps(old))
     (folder / ".gitignore").write_text(".tailforge\n")
     command("git", "init", "--quiet", cwd=folder)
     with pytest.raises(InputError, match="not committed"):
@@ -314,6 +318,9 @@ def test_a_project_of_an_older_version_is_upgraded(tmp_path: Path, command: Comm
     )
     said = command(*MAIN, "upgrade", cwd=folder).stdout
     assert "params.yaml: renamed arms.doses to" in said and "dvc.yaml: laid anew" in said
+    assert "metrics.json: renamed best_real_arm to baseline" in said
+    new = {"verdict": "no_gain", "baseline": "augment", "arms": {"aa_control": {}, "real": {}}}
+    assert json.loads((folder / "metrics.json").read_text()) == new
     project.require_current(folder)
     assert config.read(folder / "params.yaml") == config.read(ROOT / "params.yaml")
     command("git", "commit", "--quiet", "--all", "--message", "new", cwd=folder)
