@@ -127,7 +127,7 @@ def serve(
         stack.callback(server.stop)
         server.start()
         _await(server, address)
-        _prepare(project, deployments)
+        _prepare(deployments)
         # It sees no GPU: only stages that hold the lock of a device may use it (flows/device.py).
         cpu = Service("cpu", _worker("cpu", f"{socket.gethostname()}-cpu", RUNS), project, CUDA_VISIBLE_DEVICES="")
         say(f"serving {project} at {address.removesuffix('/api')}, password in {PASSWORD if made else AUTH}")
@@ -217,15 +217,18 @@ def _await(server: Service, address: str) -> None:
     raise Refused(f"{address} did not answer within {START:.0f} s", "see the lines above")
 
 
-def _prepare(project: Path, deployments: Path) -> None:
-    """Pools and deployments, brought up to date."""
+def _prepare(deployments: Path) -> None:
+    """Pools and deployments, brought up to date.
+
+    `prefect deploy` puts its working folder first on sys.path, whatever Python was told, so it works in none of the user's.
+    """
     for command in (
         *(["work-pool", "create", pool, "--type", "process", "--overwrite"] for pool in ("cpu", "gpu")),
         ["--no-prompt", "deploy", "--all", "--prefect-file", str(deployments)],
     ):
         done = subprocess.run(
             [*PREFECT, *command],
-            cwd=project,
+            cwd="/",
             env=children.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
