@@ -39,7 +39,7 @@ def asked(arguments: list[str]) -> int | None:
         heeded = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
         request = {
             "arguments": arguments, "folder": os.getcwd(), "path": sys.path, "environment": dict(os.environ),
-            "heeded": heeded, "code": os.path.dirname(os.path.dirname(os.path.realpath(__file__))),
+            "heeded": heeded,
         }  # fmt: skip
         before = {}
         try:

@@ -6,7 +6,7 @@ client (pipeline/runtime/stage_client.py).
 
 A fork is as good as a fresh process. The warm process runs no stage and no operation on tensors, and starts no thread
 (pyarrow's allocator does, and knows forks). It imports none of the code of stages, so a file edited meanwhile is read as it
-stands. A fork takes the client's sys.path, and a client whose package `pipeline` is another one is refused.
+is. A fork takes the client's sys.path and forgets the package `pipeline` that it came from, so that it runs the client's.
 
 Nothing outlives its asker. The kernel kills a fork when the warm process ends. The warm process kills a fork when its
 client's connection ends, which a SIGKILL ends too. The fork holds the other end of that connection: a client that sees its
@@ -45,7 +45,6 @@ HEAVY = (
 # Beginnings of the names of variables that packages read at import. A client with other values is refused.
 READ_AT_IMPORT = ("ARROW", "CUDA", "GOMP", "KMP", "LD_", "MKL", "NVIDIA", "OMP", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH")
 
-CODE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # the package `pipeline`
 PR_SET_PDEATHSIG = 1
 
 
@@ -155,14 +154,12 @@ def _request(connection: socket.socket, given: dict[str, str]) -> Request | None
     if not message:
         connection.close()
         return None
-    told = json.loads(message)
-    code = told.pop("code")
-    request = Request(connection, streams, **told)
+    request = Request(connection, streams, **json.loads(message))
     names = sorted(name for name in {*request.environment, *given} if name.startswith(READ_AT_IMPORT))
     changed = ", ".join(name for name in names if request.environment.get(name) != given.get(name))
-    if changed or code != CODE:
+    if changed:
         _close(streams)
-        _answer(connection, None, f"{changed} changed after its start" if changed else f"its code is {CODE}, not {code}")
+        _answer(connection, None, f"{changed} changed after its start")
         return None
     return request
 
@@ -189,6 +186,8 @@ def _become(request: Request, by_imports: dict[str, str], place: Path) -> None:
     os.environ.update(request.environment | by_imports)
     os.chdir(request.folder)
     sys.path[:] = request.path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
+        del sys.modules[name]
     sys.argv[1:] = request.arguments
     gc.enable()
     _fork_server(place.with_name(str(os.getpid())), request.connection)

@@ -189,13 +189,14 @@ def test_a_stage_imports_from_where_its_client_does(start: Start, project: Path,
         assert shown(start("show", cwd=tmp_path, words=words))["path"] == ordinary
 
 
-def test_a_client_with_other_code_runs_its_stage_itself(start: Start, kept: None, project: Path, tmp_path: Path) -> None:
+def test_a_client_with_other_code_gets_a_fork_that_runs_that_code(
+    start: Start, kept: None, project: Path, tmp_path: Path
+) -> None:
     other = shutil.copytree(project / "pipeline", tmp_path / "pipeline").parent
-    process = start("leave", "0", cwd=other, words=[])
-    _, errors = process.communicate(timeout=WAIT)
-    assert errors == (
-        f"no warm process (its code is {project / 'pipeline'}, not {other / 'pipeline'}): this stage starts by itself\n"
-    )
+    stages = other / "pipeline/stages/__main__.py"
+    stages.write_text(stages.read_text().replace('"folder": os.getcwd()', '"folder": __file__'))
+    theirs, ours = (shown(start("show", cwd=place, words=[])) for place in (other, project))
+    assert (theirs["folder"], ours["folder"]) == (str(stages), str(project)) and theirs["parent"] == ours["parent"]
 
 
 def test_no_descriptor_of_others_is_open_in_a_stage(start: Start, project: Path) -> None:
