@@ -206,7 +206,7 @@ def measure() -> Iterator[Figure]:
         jury = judges(found.train, params, Path(folder))
     real = jury.look(found.real[0]).flat
 
-    def judged(name: str, evaluations: int, make: Callable[[], Tensor]) -> Setting:
+    def told(name: str, evaluations: int, make: Callable[[], Tensor]) -> Setting:
         least = math.inf
         for _ in range(TIMES):
             began = time.perf_counter()
@@ -221,10 +221,10 @@ def measure() -> Iterator[Figure]:
 
     ours_by(model, 2)
     plain.sample(theirs, labels[:BATCH], 2, BATCH)
-    mine = [judged(f"ours, Heun {n}", 2 * n - 1, lambda n=n: ours_by(model, n)) for n in SOLVER_STEPS]
-    other = [judged(f"plain, DDIM {n}", n, lambda n=n: plain.sample(theirs, labels, n, BATCH)) for n in PLAIN_STEPS]
+    mine = [told(f"ours, Heun {n}", 2 * n - 1, lambda n=n: ours_by(model, n)) for n in SOLVER_STEPS]
+    other = [told(f"plain, DDIM {n}", n, lambda n=n: plain.sample(theirs, labels, n, BATCH)) for n in PLAIN_STEPS]
     highest = max(highest, peak())
-    lent_by = [judged(f"lent, DDIM {n}", n, lambda n=n: ours_by(lent, n)) for n in DDIM_STEPS]
+    lent_by = [told(f"lent, DDIM {n}", n, lambda n=n: ours_by(lent, n)) for n in DDIM_STEPS]
     lent_by = at_the_speed_of(lent_by, other)
 
     yield "data|" + found.name + "|rows judged", len(labels), ""

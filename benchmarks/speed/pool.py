@@ -201,7 +201,7 @@ def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Itera
 
 
 def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator[Figure]:
-    """What the gate does with the rows of all shards together: expectations, duplicates, verdicts, fidelity."""
+    """What the gate does with the rows of all shards together: expectations, duplicates, checks, fidelity."""
     params, val = config.read(), real(form, "val", VAL_ROWS)
     checks, few = (
         Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, flips="none", seed=0),
@@ -232,8 +232,8 @@ def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator
     yield f"{form.name}|rest of the gate|processor time an image", 1e6 * marginal(seconds), "µs"
     kept = sum(x.nbytes for x in (*values.values(), looked[0].nearest, thumbs, looked[0].embeddings))
     yield f"{form.name}|kept by the gate|size an image", kept / n, "bytes"
-    judged = sum((out / name).stat().st_size for name in ("checks.parquet", "images.parquet"))
-    yield f"{form.name}|verdicts|size an image", judged / n, "bytes"
+    checked = sum((out / name).stat().st_size for name in ("checks.parquet", "images.parquet"))
+    yield f"{form.name}|checks|size an image", checked / n, "bytes"
     yield f"{form.name}|row without image|size an image", rows.table.drop_columns(["image", "sources"]).nbytes / n, "bytes"
     yield f"{form.name}|a source of a row|size an image", rows.table["sources"].nbytes / sum(map(len, of.sources)), "bytes"
 
