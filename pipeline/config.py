@@ -117,9 +117,9 @@ class Split(Section):
 
 class Drift(Section):
     encoder: Annotated[str, _named(ENCODERS)] = "statistics"
-    """what makes features of images, of those that no image of the project shapes: statistics | pixels | thumbnails"""
+    """statistics | pixels | thumbnails: what makes features of images; none is fitted"""
     test: Literal["mmd", "energy"] = "mmd"
-    """mmd | energy: two-sample test of each class on fixed features"""
+    """mmd | energy: two-sample test of each class on these features"""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     """probability of a false alarm, all classes together, each time that images came"""
     permutations: Count = 2000
@@ -156,7 +156,7 @@ class Sample(Section):
 
 class Judges(Section):
     encoder: Annotated[str, _named(ENCODERS)] = "small"
-    """what embeds images: small (a network fitted for each judge) | statistics | pixels | thumbnails (fixed, of all judges)"""
+    """small (a network fitted for each judge) | statistics | pixels | thumbnails (fixed, one for all judges)"""
     folds: Annotated[int, Field(ge=2)] = 3
     """judge k is fitted without fold k"""
     steps: Count = 300
@@ -270,7 +270,7 @@ class Arms(Section):
 
 class Evaluate(Section):
     metric: Annotated[str, _named(METRICS)] = "balanced_accuracy"
-    """what decides: choices on validation rows, and the verdict on test rows"""
+    """balanced_accuracy | macro_f1 | worst_class_recall | average_precision: decides choices and verdict"""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """of all intervals"""
     bootstrap: Annotated[int, Field(ge=100)] = 2000

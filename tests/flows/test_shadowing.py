@@ -44,7 +44,7 @@ def test_a_run_in_a_folder_with_such_modules(toy: Path, command: Command) -> Non
 
 
 def test_a_stage_by_dvc_alone_and_of_a_warm_process(laid: Path, command: Command) -> None:
-    command("dvc", "repro", "--single-item", "prepare", cwd=laid)
+    command("dvc", "repro", "prepare", cwd=laid)
     lines: list[str] = []
     with warm.process(laid, grace=WAIT):
         assert list(dvc.reproduce(laid, ["prepare"], force=["prepare"], log=lines.append)) == ["ran"]
@@ -86,10 +86,10 @@ def checkout(tmp_path: Path, command: Command) -> Path:
 def test_in_a_checkout_of_ours_its_own_code_runs(checkout: Path, command: Command) -> None:
     """As in the worktree of a scheduled run: its dvc.yaml depends on its own pipeline/."""
     own = f"stage of {checkout / 'pipeline/stages/__main__.py'}"
-    assert own in command("dvc", "repro", "--single-item", "prepare", cwd=checkout).stdout
+    assert own in command("dvc", "repro", "settings", cwd=checkout).stdout
     lines: list[str] = []
     with warm.process(checkout, grace=WAIT):
-        assert list(dvc.reproduce(checkout, ["prepare"], force=["prepare"], log=lines.append)) == ["ran"]
+        assert list(dvc.reproduce(checkout, ["settings"], force=["settings"], log=lines.append)) == ["ran"]
     assert own in lines and not [line for line in lines if "no warm process" in line], lines
     project.require_current(checkout)
 
