@@ -46,7 +46,7 @@ def test_an_installed_tailforge_lays_a_project_and_prepares_its_data(installed: 
     command(installed / "tailforge", "init", made, "--data", data, cwd=tmp_path, **variables)
     assert (made / ".tailforge/code/pipeline/stages/prepare.py").is_file()
     assert not (made / ".tailforge/code").resolve().is_relative_to(ROOT)
-    command(installed / "python", "-m", "dvc", "repro", "--single-item", "prepare", cwd=made, **variables)
+    command(installed / "python", "-m", "dvc", "repro", "prepare", cwd=made, **variables)
     assert (made / "data/prepared/train.parquet").is_file()
     said = command("git", "status", "--porcelain", cwd=made).stdout
     assert said == "?? dvc.lock\n"

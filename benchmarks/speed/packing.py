@@ -17,6 +17,7 @@ from benchmarks.speed.scaling import CLASSES, digits
 from pipeline import config
 from pipeline.arms import Arm, TrainingData, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
+from pipeline.metrics.registry import named
 
 ARMS, SEEDS = 10, 5
 STEPS_28 = 200  # that `tailforge init` writes for images above 16 pixels
@@ -40,7 +41,7 @@ def campaign(size: int, steps: int) -> Campaign:
         np.zeros(1, np.int64),
     )  # fmt: skip
     settings = params.classifier if steps == 0 else params.classifier.model_copy(update={"steps": steps})
-    return Campaign(material, settings, "none", 0, pixels[val], targets[val], params.engine)
+    return Campaign(material, settings, "none", 0, pixels[val], targets[val], params.engine, named(params.evaluate.metric))
 
 
 def runs(shared: Campaign, n: int, folder: Path) -> list[Run]:
