@@ -8,6 +8,7 @@ from scipy import stats
 
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample, resampled
 from pipeline.evaluation.verdict import strata, verdict
+from pipeline.metrics.standard import BalancedAccuracy
 
 
 def test_the_first_row_is_the_sample_itself() -> None:
@@ -97,7 +98,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_equal_arms_are_rarely_called_a_gain() -> None:
-    said = [verdict(i) for i in simulated(0.0, 300, np.random.default_rng(1))]
+    said = [verdict(i, BalancedAccuracy()) for i in simulated(0.0, 300, np.random.default_rng(1))]
     assert said.count("gain") <= 0.05 * 300 and said.count("harm") <= 0.05 * 300
     assert said.count("no_gain") >= 0.91 * 300
 
@@ -120,7 +121,7 @@ def test_ignoring_groups_makes_intervals_too_narrow() -> None:
     [(0.01, 0.05, "gain"), (-0.05, -0.01, "harm"), (-0.01, 0.05, "no_gain"), (0.0, 0.0, "no_gain"), (0.0, 0.1, "no_gain")],
 )
 def test_the_verdict_is_the_interval(low: float, high: float, said: str) -> None:
-    assert verdict(Interval((low + high) / 2, low, high)) == said
+    assert verdict(Interval((low + high) / 2, low, high), BalancedAccuracy()) == said
 
 
 @pytest.mark.parametrize(
