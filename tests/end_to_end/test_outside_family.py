@@ -35,8 +35,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from pipeline.core.seeds import noise
-from pipeline.generators import GenerativeModel, Section, Stored, Traits, read_model, write_model
+from pipeline.generators import GenerativeModel, Section, Traits, noise
 
 
 class RepeatedConfig(Section):
@@ -49,8 +48,7 @@ class Repeated(GenerativeModel):
     name = "repeated"
     Config = RepeatedConfig
 
-    def __init__(self, config, *, shape, n_classes):
-        self.config, self.shape, self.n_classes = config, shape, n_classes
+    def build(self):
         self.state = {}
 
     def fit(self, images, labels, *, seed, folder=None):
@@ -62,15 +60,11 @@ class Repeated(GenerativeModel):
         chosen = torch.stack([images[seed % len(images)] for images, seed in zip(own, seeds)])
         return (chosen + self.config.spread * noise(seeds, self.shape)).clamp(-1, 1)
 
-    def save(self, folder):
-        write_model(folder, self.name, Stored(self.state, self.config, self.shape, self.n_classes))
+    def tensors(self):
+        return self.state
 
-    @classmethod
-    def load(cls, folder):
-        stored = read_model(folder, cls.name, cls.Config)
-        model = cls(stored.config, shape=stored.shape, n_classes=stored.n_classes)
-        model.state = stored.tensors
-        return model
+    def restore(self, tensors):
+        self.state = tensors
 '''
 TINY = {
     "generators": "[repeated]", "scarcity.largest": 20, "scarcity.ratio": 5.0, "repeated.spread": 0.1, "sample.fill_to": 20,

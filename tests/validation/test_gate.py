@@ -204,7 +204,7 @@ def test_a_family_without_a_posterior_leaves_labels_to_the_judges_and_that_is_sa
     outside = pool.set_column(6, "generator", pa.array(["external"] * len(pool)))
     write_pool(project, outside, "external")
     external = registry.family("external")
-    external(external.Config(path="data/external"), shape=(1, 8, 8), n_classes=len(CLASSES)).fit(
+    external(external.Config(), shape=(1, 8, 8), n_classes=len(CLASSES)).fit(
         torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), seed=0
     ).save(project / "data/models/external")
     told = validate(project, "external", asked)
