@@ -96,5 +96,7 @@ def metrics_file(file: Path) -> list[str]:
     new = older.metrics(found) if isinstance(found, dict) else found
     if new == found:
         return []
+    text = file.read_text(encoding="utf-8")
     work.write_json(file, new)
-    return [f"metrics.json: renamed {', '.join(f'{old} to {now}' for old, now in {**older.KEYS, **older.ARMS}.items())}"]
+    names = [f"{old} to {now}" for old, now in {**older.KEYS, **older.ARMS}.items() if f'"{old}"' in text]
+    return [f"metrics.json: renamed {', '.join(names)}"]
