@@ -108,12 +108,14 @@ LOOP = """\
 import json, os, random, shutil, sys
 from pathlib import Path
 
-import torch._dynamo
+import pandas, pyarrow.dataset, scipy.ndimage, scipy.stats, torch._dynamo  # here and not in each child: they take seconds
 from helpers.making import folders, params
 from helpers.disk import Disk, contents
 from pipeline.runtime import training
 from pipeline.core import work
 from pipeline.datasets import intake
+from pipeline.encoders import statistics
+from pipeline.generators import flow_matching
 from pipeline.stages import drift, fit, prepare, sample
 
 intake.SHARD, training.CHECKPOINT_SECONDS, work.code_key = 8, 0.0, lambda: "code"

@@ -101,7 +101,9 @@ def test_other_settings_on_the_same_version_are_decided_anew_and_back_again() ->
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
+import pyarrow.dataset, scipy.stats  # as `statistics` here and not in each child: they take seconds
 from helpers.digits_project import params
+from pipeline.encoders import statistics
 from pipeline.stages import drift
 
 version, left = Path(sys.argv[1]).absolute(), 0
