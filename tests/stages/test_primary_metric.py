@@ -23,6 +23,7 @@ from pipeline.stages import evaluate, train
 
 LEARNT: dict[str, object] = {"steps": 100, "width": 16}  # enough to tell the digits apart
 METRICS = ["worst_class_recall", "error_rate"]
+pytestmark = pytest.mark.usefixtures("references")
 Found = tuple[dict[str, Any], list[str], dict[str, Any]]
 
 
