@@ -166,7 +166,7 @@ def test_editing_a_familys_file_reruns_that_family_alone(
     folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     with open(folder / "pipeline/generators/naive.py", "a") as file:
         file.write("\n# edited\n")
-    ran = stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout)
+    ran = stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
     # evaluate asks every family for its traits
     assert ran == {"settings", "fit@naive", "sample@naive", "validate@naive", "measure@naive", "evaluate"}
 
@@ -198,11 +198,11 @@ def test_a_changed_default_reruns_what_it_touches(
     shown = (folder / "params.yaml").read_text().splitlines(keepends=True)
     (folder / "params.yaml").write_text("".join(other for other in shown if not other.startswith(line)))
     assert len((folder / "params.yaml").read_text().splitlines()) == len(shown) - 1
-    assert stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout) == {"settings"}
+    assert stages_that_ran(command("dvc", "repro", cwd=folder).stdout) == {"settings"}
     text = (folder / file).read_text()
     assert text.count(old) == 1
     (folder / file).write_text(text.replace(old, new))
-    ran = stages_that_ran(command("dvc", "repro", cwd=folder, PYTHONPATH=folder).stdout)
+    ran = stages_that_ran(command("dvc", "repro", cwd=folder).stdout)
     assert ran == reruns | {"settings", "evaluate", "report"}
 
 
