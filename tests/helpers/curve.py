@@ -1,4 +1,7 @@
-"""A short fit that writes its losses, alone or as one of several processes: `python -m helpers.curve FOLDER FAMILY WHAT`."""
+"""Short fits that write their losses, alone or as one of several processes: `python -m helpers.curve FOLDER FITS`.
+
+FITS is JSON: by the name of a folder in FOLDER, the family and what is odd.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def fit(folder: Path, family: str, what: str = "") -> None:
         "dropout": 0.1,
         "lr": 1e30 if what == "diverge" else 4e-3,
     }
-    kind, losses, step = registry.family(family), dict[int, float](), training.Learner.step
+    kind, losses, step, average = registry.family(family), dict[int, float](), training.Learner.step, parallel.average
 
     def noted(self: training.Learner, loss: training.Tensor, k: int) -> float:
         if what == "die" and k == STEPS // 2 and parallel.rank() == 1 and not (folder / "died").exists():
@@ -47,12 +50,12 @@ def fit(folder: Path, family: str, what: str = "") -> None:
         parallel.average = lambda parameters, loss: loss
     training.CHECKPOINT_SECONDS = 0.0
     checkpoints = folder / ".checkpoints"
-    checkpoints.mkdir(exist_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
     try:
         model = kind(kind.Config(**(SETTINGS[family] | short)), shape=SHAPE, n_classes=CLASSES)
         model.fit(*digits(), seed=0, folder=checkpoints)
     finally:
-        training.Learner.step = step  # type: ignore[method-assign]
+        training.Learner.step, parallel.average = step, average  # type: ignore[method-assign]
         hook.remove()
     (folder / f"rows-{parallel.rank()}").write_text(str(rows))
     if parallel.rank() == 0:
@@ -62,4 +65,5 @@ def fit(folder: Path, family: str, what: str = "") -> None:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    sys.exit(parallel.joined(lambda: fit(place, *json.loads(sys.argv[2])), place))
+    fits = json.loads(sys.argv[2])
+    sys.exit(parallel.joined(lambda: [fit(place / name, *what) for name, what in fits.items()], place))

@@ -30,56 +30,74 @@ def modules_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
 
 
-def shared(folder: Path, family: str, what: str = "") -> np.ndarray:
-    """The losses of two processes."""
+def shared(folder: Path, fits: dict[str, tuple[str, str]]) -> None:
+    """Two processes do these fits of helpers/curve.py, each in a folder of that name."""
     folder.mkdir(exist_ok=True)
-    parallel.launch("helpers.curve", 2, folder, json.dumps([family, what]))
-    return losses(folder)
-
-
-def alone(folder: Path, family: str) -> np.ndarray:
-    folder.mkdir()
-    curve.fit(folder, family)
-    return losses(folder)
+    parallel.launch("helpers.curve", 2, folder, json.dumps(fits))
 
 
 def losses(folder: Path) -> np.ndarray:
     return np.array(json.loads((folder / "losses.json").read_text()))
 
 
-@pytest.mark.parametrize("family", ["flow_matching", "diffusion", "vae", "normalizing_flow", "autoregressive"])
-def test_two_processes_have_the_losses_of_one(family: str, tmp_path: Path) -> None:
-    one, two = alone(tmp_path / "one", family), shared(tmp_path / "two", family)
-    assert len(one) == len(two) == curve.STEPS
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+FAMILIES = ["flow_matching", "diffusion", "vae", "normalizing_flow", "autoregressive"]
 
 
-def test_each_process_computes_on_its_own_rows_alone(tmp_path: Path) -> None:
-    alone(tmp_path / "one", "flow_matching")
-    shared(tmp_path / "two", "flow_matching")
-    assert [file.read_text() for file in sorted(tmp_path.glob("*/rows-*"))] == ["{32}", "{16}", "{16}"]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of each family, and of one whose gradients they do not average.
+
+    They do one fit after the other: to start, they take longer than for all of these.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        shared(folder, {family: (family, "") for family in FAMILIES} | {"apart": ("flow_matching", "apart")})
+    return folder
 
 
-def test_without_averaged_gradients_the_losses_part(tmp_path: Path) -> None:
-    one, two = alone(tmp_path / "one", "flow_matching"), shared(tmp_path / "two", "flow_matching", "apart")
-    assert not np.allclose(two, one, rtol=2e-2)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this process makes of `flow_matching` alone."""
+    folder = tmp_path_factory.mktemp("one")
+    curve.fit(folder, "flow_matching")
+    return folder
 
 
-def test_where_one_process_is_killed_all_end_and_the_fit_goes_on(tmp_path: Path) -> None:
-    undisturbed = shared(tmp_path / "a", "flow_matching")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_have_the_losses_of_one(family: str, one: Path, two: Path, tmp_path: Path) -> None:
+    if family != "flow_matching":
+        curve.fit(one := tmp_path, family)
+    assert len(losses(one)) == len(losses(two / family)) == curve.STEPS
+    np.testing.assert_allclose(losses(two / family), losses(one), rtol=1e-5)
+
+
+def test_each_process_computes_on_its_own_rows_alone(one: Path, two: Path) -> None:
+    found = [file.read_text() for folder in (one, two / "flow_matching") for file in sorted(folder.glob("rows-*"))]
+    assert found == ["{32}", "{16}", "{16}"]
+
+
+def test_without_averaged_gradients_the_losses_part(one: Path, two: Path) -> None:
+    assert not np.allclose(losses(two / "apart"), losses(one), rtol=2e-2)
+
+
+def test_where_one_process_is_killed_all_end_and_the_fit_goes_on(two: Path, tmp_path: Path) -> None:
+    undisturbed = losses(two / "flow_matching")
+    dies = {"": ("flow_matching", "die")}
     with pytest.raises(WorkerLost, match=r"status -9.*resumes from the last checkpoint") as killed:
-        shared(tmp_path / "b", "flow_matching", "die")
+        shared(tmp_path, dies)
     assert killed.value.exit_status == 137
-    assert not any(alive(int((tmp_path / f"b/at-{rank}").read_text().split()[0])) for rank in range(2))
-    rest = shared(tmp_path / "b", "flow_matching", "die")
+    assert not any(alive(int((tmp_path / f"at-{rank}").read_text().split()[0])) for rank in range(2))
+    shared(tmp_path, dies)
+    rest = losses(tmp_path)
     np.testing.assert_array_equal(rest, undisturbed[-len(rest) :])
     assert 0 < len(rest) <= curve.STEPS // 2 + 1
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert (two / "flow_matching/model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_what_a_process_refuses_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="lower lr"):
-        shared(tmp_path / "a", "flow_matching", "diverge")
+        shared(tmp_path, {"": ("flow_matching", "diverge")})
 
 
 LOOPBACK = "0100007F"
@@ -94,7 +112,7 @@ def addresses(processes: list[int]) -> set[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_stage(number: signal.Signals, tmp_path: Path) -> None:
-    given = '["flow_matching", "wait"]'
+    given = '{"": ["flow_matching", "wait"]}'
     code = f"import sys; from pipeline.runtime import parallel; parallel.launch('helpers.curve', 2, {tmp_path!r}, '{given}')"
     (project := tmp_path / "project").mkdir()
     shadow(project)  # whose modules no process imports
