@@ -154,7 +154,7 @@ def test_the_density_prefers_real_images_to_noise_and_the_right_class(fitted: Ge
         assert not isinstance(fitted, HasLogProb)
         return
     assert isinstance(fitted, HasLogProb)
-    images, labels = digits()
+    images, labels = (part[:180] for part in digits())  # a third; their classes alternate
     images = density.dequantise(images, torch.Generator().manual_seed(1))
     noise = torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     right = fitted.log_prob(images, labels)

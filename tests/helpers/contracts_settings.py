@@ -42,14 +42,14 @@ SETTINGS = {
     },
     "diffusion": {
         "prediction": "v", "schedule": "edm", "network": "unet", "width": 16, "depth": 1, "patch": 1, "dropout": 0.0,
-        "steps": 200, "batch_images": 64, "lr": 0.004, "ema": 0.97, "class_power": 0.5, "label_dropout": 0.1, "augment": 0.1,
+        "steps": 200, "batch_images": 32, "lr": 0.004, "ema": 0.97, "class_power": 0.5, "label_dropout": 0.1, "augment": 0.1,
         "balance": 0.0, "guidance": "none", "guidance_scale": 1.0, "guidance_from": 0.0, "guidance_to": 1.0, "guide_steps": 5,
         "guide_width": 16, "solver": "multistep", "solver_steps": 8, "bound_steps": 12, "block_images": 16,
         "precision": "fp32", "threads": 1,
     },
     "flow_matching": {
         "path": "linear", "network": "unet", "width": 16, "depth": 1, "patch": 1, "dropout": 0.0, "steps": 200,
-        "batch_images": 64, "lr": 0.004, "ema": 0.97, "class_power": 0.5, "label_dropout": 0.1, "augment": 0.1,
+        "batch_images": 32, "lr": 0.004, "ema": 0.97, "class_power": 0.5, "label_dropout": 0.1, "augment": 0.1,
         "balance": 0.0, "guidance": "none", "guidance_scale": 1.0, "guidance_from": 0.0, "guidance_to": 1.0,
         "guide_steps": 5, "guide_width": 16, "solver_steps": 6, "likelihood_steps": 4, "likelihood_probes": 1,
         "block_images": 16, "precision": "fp32", "threads": 1,

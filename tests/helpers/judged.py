@@ -67,6 +67,7 @@ class Digits:
         self.val = manifest(images[val], [CLASSES[t] for t in targets[val]], "val", split="val")
         self.images, self.targets = images[rest], targets[rest]
 
-    def judges(self, folder: Path) -> Judges:
+    def judges(self, folder: Path, steps: int = SETTINGS.steps) -> Judges:
         """Judges of the train rows, fitted in `folder`."""
-        return Judges.fit(self.train, CLASSES, settings=SETTINGS, flips="none", seed=0, folder=folder)
+        settings = SETTINGS.model_copy(update={"steps": steps})
+        return Judges.fit(self.train, CLASSES, settings=settings, flips="none", seed=0, folder=folder)

@@ -26,6 +26,12 @@ from pipeline.validation import gate
 from pipeline.validation.checks import CHECKS
 
 
+@pytest.fixture(scope="module")
+def judges(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Judges:
+    """Judges that are good enough to be asked: how good they are is a matter of test_checks.py."""
+    return digits.judges(tmp_path_factory.mktemp("judges"), steps=150)
+
+
 @pytest.fixture
 def project(digits: Digits, judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with prepared rows, judges and a pool: 60 real images that nobody has seen, 6 copies, 5 of noise, 3 broken."""
