@@ -104,13 +104,14 @@ def test_a_fault_in_a_worker_is_loud(tmp_path: Path) -> None:
     assert lost.value.exit_status == 1
 
 
+# The imports are not those of the workers, which import the script too.
 SCRIPT = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{tests!r}]
-from test_packed import campaign, runs
-from pipeline.classifier.packed import train_all
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    sys.path[:0] = [{tests!r}]
+    from test_packed import campaign, runs
+    from pipeline.classifier.packed import train_all
     train_all(campaign(steps=10_000_000), runs(Path({folder!r})))
 """
 

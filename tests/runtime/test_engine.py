@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 import torch
 
 from helpers.contracts_settings import CLASSES, SETTINGS, SHAPE, digits
+from helpers.jobs import diverge, who
+from helpers.mortal import LAST, Mortal
 from helpers.shadowing import shadow
 from helpers.toy import ROOT, alive, descendants, until
 from pipeline import config
@@ -64,21 +65,6 @@ def several(local: Engine) -> Engine:
     return local.model_copy(update={"workers": 2})
 
 
-class Mortal(Naive):
-    """A model that kills its process in the middle of a pool, as long as a file tells it to."""
-
-    @classmethod
-    def marked(cls, folder: Path, mark: Path) -> Mortal:
-        model = cls.load(folder)
-        model.mark = mark  # type: ignore[attr-defined]
-        return model
-
-    def sample(self, labels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        if self.mark.exists() and 2 * SHARD in seeds:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().sample(labels, seeds)
-
-
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_a_worker_that_is_killed_ends_the_stage_which_goes_on_to_the_same_bytes(
     kind: str, models: Path, tmp_path: Path, local: Engine, request: pytest.FixtureRequest
@@ -86,6 +72,7 @@ def test_a_worker_that_is_killed_ends_the_stage_which_goes_on_to_the_same_bytes(
     where = several(local) if kind == "local" else request.getfixturevalue("cluster")
     load = partial(Mortal.marked, models / "naive", tmp_path / "mark")
     undisturbed = fill(load, "naive", tmp_path / "undisturbed", local)
+    assert LAST == 2 * SHARD
     (tmp_path / "mark").touch()
     with pytest.raises(WorkerLost, match=r"ended.*lower engine\.workers") as caught:
         fill(load, "naive", tmp_path / "killed", where)
@@ -93,11 +80,8 @@ def test_a_worker_that_is_killed_ends_the_stage_which_goes_on_to_the_same_bytes(
     left = pool(tmp_path / "killed")
     assert "part-00002.parquet" not in left and left.items() <= undisturbed.items()
     (tmp_path / "mark").unlink()
-    assert fill(load, "naive", tmp_path / "killed", where) == undisturbed
-
-
-def diverge(piece: Path, count: engine.Count) -> None:
-    raise Diverged(f"{piece.name} diverged", remedy="lower lr")
+    one = where.model_copy(update={"workers": 1})
+    assert fill(load, "naive", tmp_path / "killed", one if kind == "ray" else where) == undisturbed
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
@@ -105,11 +89,6 @@ def test_what_a_job_refuses_is_told_as_it_stands(kind: str, local: Engine, reque
     where = several(local) if kind == "local" else request.getfixturevalue("cluster")
     with pytest.raises(Diverged, match=r"^\w diverged; lower lr$"):
         engine.spread(diverge, [Path("a"), Path("b")], where, usual=1, threads=1, count=print)
-
-
-def who(piece: Path, count: engine.Count) -> None:
-    piece.write_text(f"{os.getpid()} {torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
-    count(1)
 
 
 def test_one_local_worker_is_this_process_and_several_are_not(tmp_path: Path, local: Engine) -> None:
@@ -168,31 +147,25 @@ def test_a_machine_without_the_folder_or_with_other_code_is_named(tmp_path: Path
     assert isinstance(refused, ConfigError) and "different code" in str(refused)
 
 
+# The imports are not those of the workers, which import the script too.
 SCRIPT = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{tests!r}]
-from test_engine import linger
-from pipeline import config
-from pipeline.runtime import engine
 if __name__ == "__main__":
+    from pathlib import Path
+    from helpers.jobs import linger
+    from pipeline import config
+    from pipeline.runtime import engine
     where = config.read(Path({root!r}, "params.yaml")).engine.model_copy(
         update={{"kind": {kind!r}, "workers": 2, "address": "local"}})
     engine.spread(linger, [Path({folder!r}, name) for name in "ab"], where, usual=1, threads=1, count=print)
 """
 
 
-def linger(piece: Path, count: engine.Count) -> None:
-    piece.write_text(str(os.getpid()))
-    signal.pause()
-
-
 @pytest.mark.parametrize("kind", ["local", "ray"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_stage(kind: str, number: signal.Signals, tmp_path: Path) -> None:
     script, marks = tmp_path / "main.py", [tmp_path / name for name in "ab"]
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), root=str(ROOT), folder=str(tmp_path), kind=kind))
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])}
+    script.write_text(SCRIPT.format(root=str(ROOT), folder=str(tmp_path), kind=kind))
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     (project := tmp_path / "project").mkdir()
     shadow(project)  # whose modules no worker imports
     with open(tmp_path / "log", "wb") as log:
