@@ -83,7 +83,10 @@ def test_noise_is_exchanged_between_unmoved_images_of_a_class_alone() -> None:
 
 def test_optimal_transport_is_another_fit_and_learns_as_well() -> None:
     images, labels = digits()
-    plain, paired = (build(steps=40, augment=0.0, path=p).fit(images, labels, seed=0) for p in ("linear", "optimal_transport"))
+    plain, paired = (
+        build(steps=40, batch_images=64, augment=0.0, path=p).fit(images, labels, seed=0)
+        for p in ("linear", "optimal_transport")
+    )
     y = torch.arange(3).repeat_interleave(8)
     assert not torch.equal(plain.sample(y, range(24)), paired.sample(y, range(24)))
     means = paired.sample(y, range(24)).view(3, 8, *SHAPE).mean(1)
