@@ -28,10 +28,11 @@ def shipped() -> config.Params:
 
 
 def params(**sections: dict[str, object]) -> config.Params:
-    """params.yaml with some values replaced; a classifier that takes no time, the generator naive."""
+    """params.yaml with some values replaced; a classifier that takes no time, here, the generator naive."""
     values = shipped().model_dump(by_alias=True)
     values["generators"] = ["naive"]
     values["classifier"] |= SHORT
+    values["engine"]["workers"] = 1  # this process: a worker takes longer to start than such a run
     values["arms"] |= {
         "synthetic_fractions": [0.0, 0.5],
         "labels": ["soft"],

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def params(metric: str, **sections: dict[str, object]) -> config.Params:
     evaluation = {"metric": metric, "bootstrap": 100} | sections.pop("evaluate", {})
     arms = {"real": ["real", "augment", "mixup"], "curve": [2]} | sections.pop("arms", {})
-    return digits_project.params(arms=arms, evaluate=evaluation, engine={"workers": 1}, classifier=LEARNT, **sections)
+    return digits_project.params(arms=arms, evaluate=evaluation, classifier=LEARNT, **sections)
 
 
 @pytest.fixture(scope="module", params=METRICS)
