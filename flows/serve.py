@@ -15,6 +15,7 @@ header that no page can know. Where the user has given none, one is made once (`
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -37,6 +38,7 @@ from flows.scheduled import PROJECT
 from flows.server import HEARTBEAT, Away, Refused, reach
 
 PREFECT = [sys.executable, "-P", "-m", "prefect"]
+SEVERAL = Path(__file__).with_name("several.py")
 GRACE = dvc.GRACE + 25.0  # seconds a worker has to stop its runs and to report that
 START = 120.0  # seconds in which a server has to answer
 LOOK = 1.0  # seconds between two looks at the processes
@@ -222,20 +224,18 @@ def _prepare(deployments: Path) -> None:
 
     `prefect deploy` puts its working folder first on sys.path, whatever Python was told, so it works in none of the user's.
     """
-    for command in (
+    commands = [
         *(["work-pool", "create", pool, "--type", "process", "--overwrite"] for pool in ("cpu", "gpu")),
         ["--no-prompt", "deploy", "--all", "--prefect-file", str(deployments)],
-    ):
-        done = subprocess.run(
-            [*PREFECT, *command],
-            cwd="/",
-            env=children.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise Refused(f"prefect {' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}", "see that line")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-P", str(SEVERAL)], cwd="/", env=children.environment(), input=json.dumps(commands),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        failed = commands[max(done.stdout.count("\0") - 1, 0)]
+        said = done.stderr.rpartition("\0")[2] or done.stdout.rpartition("\0")[2]
+        raise Refused(f"prefect {' '.join(failed[:3])}: {said.strip()[-500:]}", "see that line")
 
 
 def _watch(

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Cancelling
 
-from flows import dvc, git
+from flows import dvc, git, serve, server
 from helpers.nightly import by_hand, lay
 from helpers.released import OTHER, fill
 from helpers.served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
@@ -163,6 +163,17 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, command: Command, toy
         words = [word.format(taken=taken.getsockname()[1]) for word in options]
         done = command(sys.executable, "-c", SERVE, "serve", *words, cwd=toy, check=False, PREFECT_HOME=str(tmp_path))
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_command_of_prefect_that_fails_is_named_with_its_own_lines(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prefect.yaml").write_text("deployments: [{name: own, entrypoint: flows.nosuch.flow, work_pool: {name: cpu}}]")
+    monkeypatch.setenv("PREFECT_API_URL", served.url)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", served.password)
+    with pytest.raises(server.Refused, match="prefect --no-prompt deploy --all: ") as caught:
+        serve._prepare(tmp_path / "prefect.yaml")
+    assert "No module named 'flows.nosuch'" in str(caught.value) and "work pool" not in str(caught.value)
 
 
 def test_a_worker_wants_a_server(tmp_path: Path, command: Command, toy: Path) -> None:
