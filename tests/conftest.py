@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flows import warm
-from helpers import reliability
+from helpers import database, reliability
 from helpers import toy as toy_project
 from pipeline import config
 from pipeline.config import Engine
@@ -95,10 +96,53 @@ def points(record_property: Callable[[str, object], None]) -> Callable[[int], No
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's files of this session; its database is made once and shared by the processes that tests start."""
-    home = tmp_path_factory.mktemp("prefect")
+    """Prefect's files of this session, which the processes share that tests start."""
+    home, base = tmp_path_factory.mktemp("prefect"), tmp_path_factory.getbasetemp()
     os.environ["PREFECT_HOME"] = str(home)
+    os.environ[database.PLACE] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect-database")
     return home
+
+
+@pytest.fixture(scope="session")
+def prefect_database(prefect_home: Path) -> None:
+    """For tests of runs that start a server: what the first of this session would take seconds to make."""
+    if not (prefect_home / "prefect.db").exists():
+        database.lay(prefect_home)
+
+
+SERVER = """\
+import os
+from flows import server
+with server.at_hand():
+    print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
+    input()
+"""
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Iterator[dict[str, str]]:
+    """Variables with which runs record themselves on one server of this session, for tests that are not about the server.
+
+    It is a temporary one, as a run would start itself; that takes seconds (tests/flows/test_augment.py has such runs).
+    """
+    own = {"PREFECT_HOME": str(database.lay(tmp_path_factory.mktemp("server"))), "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | own
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        url, password = process.stdout.readline().split()
+        toy_project.until(lambda: answers(url), "Prefect's server")  # a run asks for ten seconds
+        yield {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        process.stdin.close()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=60):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from prefect import State
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import augment
 from helpers.served import asked, basic, environ
@@ -22,10 +23,9 @@ from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness  # Prefect's whole server, which no other test imports
-
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_server: dict[str, str]) -> Iterator[None]:
+    url, password = prefect_server["PREFECT_API_URL"], prefect_server["PREFECT_API_AUTH_STRING"]
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
         yield
 
 
@@ -88,7 +88,7 @@ def flow_of(pid: int) -> int:
 
 
 @pytest.fixture
-def cli(toy: Path, prefect_home: Path) -> Iterator[subprocess.Popen[str]]:
+def cli(toy: Path, prefect_database: None) -> Iterator[subprocess.Popen[str]]:
     """`tailforge run` in the project, its stage waiting, with a temporary server of its own."""
     setting(toy, "seed: 0", "seed: 99")
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | {"PYTHONPATH": str(ROOT)}

@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import git, warm
+from helpers import database
 from helpers.toy import ROOT, until
 
 # The command line, with runs called dead as soon as heartbeats allow.
@@ -136,7 +137,10 @@ def serving(
 
     Without `password` it makes one. Its runs start a warm process where `warmed` alone: their stages import nothing.
     """
-    home.mkdir(exist_ok=True)
+    if not home.exists():
+        home.mkdir()
+        if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in variables:
+            database.lay(home)
     port, output = free_port(host), home / "output"
     environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "CUDA_VISIBLE_DEVICES")}
     environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_SERVER_API_AUTH_STRING": password}
