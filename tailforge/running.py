@@ -82,20 +82,22 @@ def _told(folder: Path, *, as_json: bool) -> None:
 
 
 def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> bool:
-    """Write the overrides, and the sections of families that are new, into params.yaml once the whole of it is right; whether
-    the families' sections were checked."""
+    """Write the overrides, and the sections of families that are new, into params.yaml once what they touch is right; whether
+    the families' sections were checked, for which torch is imported."""
     file = folder / "params.yaml"
     text, added = settings.with_families(before := _text(file))
-    if overrides:
-        text = settings.apply(text, settings.parse(overrides))
+    values = settings.parse(overrides)
+    if values:
+        text = settings.apply(text, values)
     settings.require_interpolated(text)
-    params = settings.checked(text) if text != before else config.read(file)
+    touched = bool(added) or settings.touch_families(values)
+    params = settings.checked(text) if touched else config.resolved(config.values(text))
     sources(folder, params)
     if text != before:
         work.write(file, text)
     if added:
         print(f"params.yaml: added {', '.join(added)}", file=said)
-    return text != before
+    return touched
 
 
 def _text(file: Path) -> str:

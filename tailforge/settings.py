@@ -113,6 +113,11 @@ def checked(text: str) -> Params:
     return params
 
 
+def touch_families(values: Mapping[str, Any]) -> bool:
+    """Whether `values` (dotted keys) say which families there are, or something of one."""
+    return any((place := _section_of(key)) == "generators" or place in GENERATORS for key in values)
+
+
 def require_interpolated(text: str) -> None:
     """Raise ConfigError where `text` lacks a key that dvc.yaml reads in it: DVC knows no defaults."""
     found = config.values(text)

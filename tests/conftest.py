@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,8 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 # for servers come beside one that computes.
 FIRST = (
     "flows/test_killed.py", "flows/test_scheduled.py", "end_to_end/test_pipeline.py", "flows/test_hosts.py",
-    "end_to_end/test_versions.py", "flows/test_remote_stages.py", "flows", "faults", "tailforge", "test_traps.py",
-    "test_install.py",
+    "flows/test_killed_serve.py", "end_to_end/test_versions.py", "flows/test_remote_stages.py", "flows", "faults", "tailforge",
+    "test_traps.py", "test_install.py",
 )  # fmt: skip
 
 
@@ -105,44 +104,9 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_database(prefect_home: Path) -> None:
-    """For tests of runs that start a server: what the first of this session would take seconds to make."""
+    """For tests of runs that start a server: the first of this session would take seconds to make it."""
     if not (prefect_home / "prefect.db").exists():
         database.lay(prefect_home)
-
-
-SERVER = """\
-import os
-from flows import server
-with server.at_hand():
-    print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
-    input()
-"""
-
-
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Iterator[dict[str, str]]:
-    """Variables with which runs record themselves on one server of this session, for tests that are not about the server.
-
-    It is a temporary one, as a run would start itself; that takes seconds (tests/flows/test_augment.py has such runs).
-    """
-    own = {"PREFECT_HOME": str(database.lay(tmp_path_factory.mktemp("server"))), "PYTHONPATH": str(ROOT)}
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | own
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        url, password = process.stdout.readline().split()
-        toy_project.until(lambda: answers(url), "Prefect's server")  # a run asks for ten seconds
-        yield {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
-        process.stdin.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=60):
-            return True
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")

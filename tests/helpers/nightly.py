@@ -18,7 +18,7 @@ import yaml
 from flows import git
 from helpers.released import FIRST, begin, fill
 from helpers.shadowing import shadow
-from helpers.toy import ROOT
+from helpers.toy import ROOT, add_remote
 
 Command = Callable[..., CompletedProcess[str]]
 
@@ -88,8 +88,7 @@ def clone(project: Path, command: Command, *places: Path) -> None:
     """Clones of the project on as many other hosts, which share nothing with it but a bare git remote and a DVC remote."""
     root = project.parent
     command("git", "init", "--quiet", "--bare", root / "git", cwd=root)
-    with open(project / ".dvc/config", "a") as config:  # as `dvc remote add --default` does
-        config.write(f"    remote = store\n['remote \"store\"']\n    url = {root / 'store'}\n")
+    add_remote(project, root / "store")
     command("git", "remote", "add", "origin", root / "git", cwd=project)
     command("git", "commit", "--quiet", "--all", "--message", "remote", cwd=project)
     command("git", "push", "--quiet", "origin", "main", cwd=project)

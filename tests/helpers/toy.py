@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from flows import warm
+
 ROOT = Path(__file__).parents[2]
 
 DVC_YAML = """\
@@ -106,6 +108,14 @@ def initialise(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
+def add_remote(folder: Path, address: str | Path, *, file: str = "config") -> None:
+    """Write what `dvc remote add --default store ADDRESS` writes."""
+    place = folder / ".dvc" / file
+    text = place.read_text() if place.exists() else ""
+    head = "" if "[core]\n" in text else "[core]\n"
+    place.write_text(f"{text}{head}    remote = store\n['remote \"store\"']\n    url = {address}\n")
+
+
 def setting(folder: Path, old: str, new: str) -> None:
     """Replace text in params.yaml."""
     file = folder / "params.yaml"
@@ -114,6 +124,7 @@ def setting(folder: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
+COLD = {warm.VARIABLE: ""}  # the variable for a run whose stages ask for no warm process, so that it starts none
 WAIT = 240.0  # seconds until a condition that must come true counts as failed
 
 

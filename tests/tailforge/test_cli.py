@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from helpers.toy import ROOT
+from helpers.toy import COLD, ROOT
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
 from pipeline.generators import registry
@@ -208,6 +208,14 @@ def test_a_run_with_nothing_to_do_says_so_without_prefect_or_torch(toy: Path, co
     assert not command("git", "tag", "--list", cwd=toy).stdout
 
 
+def test_a_change_of_what_is_no_familys_is_checked_without_torch(toy: Path, command: Command, no_heavy: str) -> None:
+    lines = command(
+        *MAIN, "run", "--no-release", "-S", "evaluate.bootstrap=500", cwd=toy, PYTHONPATH=no_heavy
+    ).stdout.splitlines()
+    assert lines[0] == "Everything is up to date: nothing to run."
+    assert yaml.safe_load((toy / "params.yaml").read_text())["evaluate"]["bootstrap"] == 500
+
+
 def test_json_is_alone_on_standard_output(toy: Path, command: Command, no_heavy: str) -> None:
     done = command(*MAIN, "run", "--no-release", "--json", cwd=toy, PYTHONPATH=no_heavy)
     assert json.loads(done.stdout) == json.loads((toy / "metrics.json").read_text())
@@ -241,8 +249,8 @@ def test_a_list_that_dvc_does_not_see_is_warned_of(toy: Path, command: Command) 
     assert "warning: data.groups=" in outside and "copy it to data/lists" in outside and "warning" not in inside
 
 
-def test_a_failed_stage_gives_its_exit_status_and_its_lines(toy: Path, command: Command) -> None:
-    done = command(*MAIN, "run", "-S", "seed=13", cwd=toy, check=False)
+def test_a_failed_stage_gives_its_exit_status_and_its_lines(toy: Path, command: Command, prefect_database: None) -> None:
+    done = command(*MAIN, "run", "-S", "seed=13", cwd=toy, check=False, **COLD)
     assert done.returncode == 2 and "error: seed=13; expected a lucky one; change seed" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from flows import dvc
 from helpers.released import FIRST, OTHER, lay, run
+from helpers.toy import add_remote
 from pipeline.core import work
 from pipeline.datasets import export
 from pipeline.errors import DataError, InputError
@@ -55,7 +56,7 @@ def three(laid: Path, tmp_path_factory: pytest.TempPathFactory, command: Command
     """v1 no_gain, from before there was a remote; v2 gain; v3 harm. The remote is the folder ../remote and has them all."""
     folder = shutil.copytree(laid, tmp_path_factory.mktemp("three") / "project", symlinks=True)
     releases.make(folder)
-    command("dvc", "remote", "add", "--default", "store", "../remote", cwd=folder)
+    add_remote(folder, "../../remote")  # which is taken from .dvc
     command("git", "commit", "--quiet", "--all", "--message", "Remote", cwd=folder)
     assert releases.make(folder, push=True)[1] is False
     for pool, verdict, estimate in ((OTHER, "gain", 0.02), (FIRST, "harm", -0.02)):
@@ -189,7 +190,7 @@ def test_what_is_not_whole_is_refused_and_left(unreleased: Path, command: Comman
         (unreleased / "CHANGELOG.md").write_text("# Mine\n")
     elif case == "no git":
         shutil.rmtree(unreleased / ".git")
-        command("dvc", "config", "core.no_scm", "true", cwd=unreleased)
+        (unreleased / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
     else:
         (unreleased / "dvc.yaml").write_text("stages: {}\n")
     before = None if case == "no git" else tags.ask(unreleased, "status", "--porcelain")
@@ -428,7 +429,7 @@ def test_a_damaged_file_is_named_and_never_written(known: Path, tmp_path: Path) 
 @pytest.mark.fault(22, "the remote gone when a release is pushed: one line, no release; once it is back the release is whole")
 def test_a_remote_that_is_gone_leaves_no_release(unreleased: Path, tmp_path: Path, command: Command) -> None:
     remote = tmp_path / "remote"
-    command("dvc", "remote", "add", "--default", "store", remote, cwd=unreleased)
+    add_remote(unreleased, remote)
     command("git", "commit", "--quiet", "--all", "--message", "Remote", cwd=unreleased)
     remote.write_text("gone")
     done = command(*MAIN, "release", "--push", cwd=unreleased, check=False)
