@@ -31,7 +31,7 @@ def stages(project: Path) -> list[str]:
 
 def cache(project: Path) -> Path:
     """The folder of the project's cache. Raises DvcError."""
-    return (project / run(project, DVC, "cache", "dir").strip()).resolve()
+    return (project / run(project, "cache").strip()).resolve()
 
 
 def changed(project: Path, *stages: str, but: Collection[Path] = ()) -> list[str]:
@@ -57,16 +57,15 @@ def share(project: Path, other: Path) -> None:
     local = project / ".dvc" / "config.local"
     if local.is_file():
         shutil.copy2(local, other / ".dvc" / "config.local")
-    run(other, DVC, "cache", "dir", "--local", str(cache(project)))
-    checkout(other, "--force")
+    run(other, "share", str(project.absolute()))
 
 
-def checkout(project: Path, *options: str) -> None:
+def checkout(project: Path) -> None:
     """Put the results of dvc.lock in place, as far as the cache has them.
 
-    Raises DvcError where other results lie there that no cache has; `--force` replaces those.
+    Raises DvcError where other results lie there that no cache has.
     """
-    run(project, DVC, "checkout", "--quiet", "--allow-missing", *options)
+    run(project, DVC, "checkout", "--quiet", "--allow-missing")
 
 
 def push(project: Path, *stages: str) -> None:
