@@ -1,4 +1,4 @@
-"""Whatever `tailforge serve` has started, killed in the middle of a run, and `tailforge serve` itself."""
+"""Whatever `tailforge serve` has started, killed in the middle of a run. Of itself: test_killed_serve.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -20,11 +18,19 @@ from prefect.states import Cancelled, Cancelling, Pending, Running, Scheduled
 
 from flows import liveness
 from flows.augment import augment
-from helpers.nightly import by_hand, lay
-from helpers.served import LONG, Served, environ, own_processes, processes, serving, supervisor
+from helpers.served import LONG, Served, environ, own_processes, processes, supervisor
 from helpers.toy import ROOT, alive, until
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+
+@pytest.fixture(scope="module")
+def taken(served: Served) -> UUID:
+    """A run that a worker has taken and never began. Nothing else runs of its deployment."""
+    deployment = served.client.read_deployment_by_name("scheduled/evaluate-only").id
+    run = served.client.create_flow_run_from_deployment(
+        deployment, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    ).id
+    served.client.set_flow_run_state(run, Pending())  # what a worker does first
+    return run
 
 
 @pytest.mark.fault(1, "the process of a stage on a worker, killed: it is sent again, and the run ends")
@@ -69,8 +75,10 @@ def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(served: Se
 
 
 @pytest.mark.fault(10, "a worker killed with its stage: the stage is called crashed and sent again, and the run ends")
-def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(served: Served) -> None:
-    """Nobody is left to say that the stage died: the missing heartbeats of its run do."""
+def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_is_sent_again(
+    served: Served, taken: UUID
+) -> None:
+    """Nobody is left to say that the stage died: the missing heartbeats of its run do. So do those of `taken`."""
     with served.waiting("kill the worker") as (run, fit):
         running = next(r for r in served.stages() if r.state and r.state.is_running())
         worker = next(
@@ -86,13 +94,8 @@ def test_a_worker_that_is_killed_with_its_stage_is_started_again_and_the_stage_i
 
 
 @pytest.mark.fault(10, "a worker killed as it starts a run: the run that never began is called crashed")
-def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served) -> None:
-    deployment = served.client.read_deployment_by_name("scheduled/augment").id
-    run = served.client.create_flow_run_from_deployment(
-        deployment, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
-    ).id
-    served.client.set_flow_run_state(run, Pending())  # what a worker does first
-    ended = served.end(run)
+def test_a_run_that_was_taken_and_never_began_is_called_crashed(served: Served, taken: UUID) -> None:
+    ended = served.end(taken)
     assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message)
 
 
@@ -138,30 +141,12 @@ def test_a_stage_that_outlives_its_run_is_cancelled_by_the_next(served: Served) 
     )
 
 
-def of(served: Served, process: int) -> bool:
-    return str(served.project).encode() in environ(process)
-
-
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5):
             return True
     except OSError:
         return False
-
-
-@pytest.mark.fault(10, "`tailforge serve` killed in a run and started again: the run is called crashed, and the next one ends")
-def test_what_a_killed_serve_was_running_is_called_crashed_and_the_next_run_ends(tmp_path: Path, command: Command) -> None:
-    project, home = by_hand(lay(tmp_path / "project", command, families="[naive]")), tmp_path / "home"
-    with serving(project, home, warmed=True) as served, served.waiting("kill it") as (run, _):
-        served.process.kill()
-        until(lambda: not any(of(served, process) for process in processes("")), "the end of all that it had started", **LONG)
-    with serving(project, home) as served:
-        following = served.start("augment")  # at once: it waits until the one before is known to be dead
-        ended = served.end(run)
-        assert ended.state and ended.state.is_crashed() and "no sign of life" in str(ended.state.message), ended.state
-        ended = served.end(following)
-        assert ended.state and ended.state.message == "v1: no_gain", ended.state
 
 
 @pytest.mark.fault(27, "a run within a live one lives, and so does one that no worker has; heartbeats of a clock ahead count")
