@@ -18,15 +18,32 @@ from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import augment
+from helpers import database
 from helpers.served import asked, basic, environ
 from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
+SERVER = """\
+import os
+from flows import server
+with server.at_hand():
+    print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
+    input()
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
-def server(prefect_server: dict[str, str]) -> Iterator[None]:
-    url, password = prefect_server["PREFECT_API_URL"], prefect_server["PREFECT_API_AUTH_STRING"]
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
-        yield
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary server as `tailforge run` has one, for the flows that run in this process."""
+    own = {"PREFECT_HOME": str(database.lay(tmp_path_factory.mktemp("server"))), "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | own
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        url, password = process.stdout.readline().split()
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
+            yield
+        process.stdin.close()
 
 
 def run(folder: Path, *force: str) -> State[Any]:
