@@ -22,7 +22,7 @@ from flows import dvc, git, serve, server
 from helpers.nightly import by_hand, lay
 from helpers.released import OTHER, fill
 from helpers.served import LONG, SERVE, Served, environ, free_port, processes, serving, supervisor
-from helpers.toy import ROOT, alive, until
+from helpers.toy import COLD, ROOT, alive, until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -212,7 +212,7 @@ def test_its_pages_ask_whom_they_came_from(served: Served) -> None:
 def test_who_does_not_know_the_servers_password_is_told_in_a_line(
     served: Served, command: Command, toy: Path, words: list[str], password: str
 ) -> None:
-    variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": password}
+    variables = {"PREFECT_API_URL": served.url, "PREFECT_API_AUTH_STRING": password} | COLD
     done = command(sys.executable, "-c", SERVE, *words, cwd=toy, check=False, **variables)
     said = [line for line in done.stderr.splitlines() if line != "error: the run failed; the lines above say why"]
     assert done.returncode == 2 and len(said) == 1, done.stderr
@@ -222,7 +222,7 @@ def test_who_does_not_know_the_servers_password_is_told_in_a_line(
 def test_a_run_names_the_server_that_does_not_answer(command: Command, toy: Path) -> None:
     address = f"http://user:secret@127.0.0.1:{free_port()}/api"
     done = command(
-        sys.executable, "-c", SERVE, "run", "--force", "first", cwd=toy, check=False, PREFECT_API_URL=address
+        sys.executable, "-c", SERVE, "run", "--force", "first", cwd=toy, check=False, PREFECT_API_URL=address, **COLD
     )  # fmt: skip
     assert done.returncode == 2 and "Failed to reach API at http://127.0.0.1" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "secret" not in done.stdout + done.stderr
