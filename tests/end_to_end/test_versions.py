@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from end_to_end.test_pipeline import MAIN, TINY, options, stages_that_ran
+from helpers.toy import add_remote
 from helpers.versions import DIGITS, noisy
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -112,12 +113,12 @@ def test_a_clone_pulls_the_state_and_goes_on_as_the_original_does(project: Path,
     for label in "012":
         put(project / "images", label, DIGITS[label][60:66], 60)
     ran(project, command)
-    command("dvc", "remote", "add", "--default", "--local", "here", tmp_path / "remote", cwd=project)
+    add_remote(project, tmp_path / "remote", file="config.local")
     command("git", "commit", "--quiet", "--all", "--message", "second", cwd=project)
     command("dvc", "push", "--quiet", cwd=project)
     clone = tmp_path / "clone"
     command("git", "clone", "--quiet", project, clone, cwd=tmp_path)
-    command("dvc", "remote", "add", "--default", "--local", "here", tmp_path / "remote", cwd=clone)
+    add_remote(clone, tmp_path / "remote", file="config.local")
     shutil.copytree(project / "images", clone / "images")
     (clone / ".tailforge").mkdir()
     (clone / ".tailforge/code").symlink_to((project / ".tailforge/code").readlink())
