@@ -37,9 +37,14 @@ def verdicts(name: str) -> dict[str, object]:
     """Train what is missing and compare."""
     place = PLACE / name
     params, data = config.read(place / "params.yaml"), Prepared(place / "data/prepared")
-    shared, val, real = Campaign.of(params, data), data.val(), place / "data/runs/real"
-    choice, n = RealChoice.read(real), params.arms.seeds
-    best, teacher = (Arm(arm, recipe_of(shared.config, arm, choice.teacher)) for arm in (choice.best_real_arm, choice.teacher))
+    val, real, n = data.val(), place / "data/runs/real", params.arms.seeds
+    choice = RealChoice.read(real)
+    shared = Campaign.of(params, data, choice.mode)
+    own = choice.teacher.removeprefix(shared.prefix)
+    best, teacher = (
+        Arm(arm, recipe_of(shared.config, arm.removeprefix(shared.prefix), own))
+        for arm in (choice.best_real_arm, choice.teacher)
+    )
     if best.recipe.distilled:
         shared = taught(shared, runs_of(teacher, range(n), real / teacher.name))
     # Runs of another state of the project are none of this one's.

@@ -50,10 +50,12 @@ def table(name: str, place: Path) -> str:
     members = [family for family in params.pools if family != ENSEMBLE]
     pool = Manifest.read(*(place / "data/pools" / family for family in members))
     accepted = accepted_rows(pool, [place / "data/checked" / family / "images.parquet" for family in members])
-    name_of = RealChoice.read(real).teacher
-    recipe, distilled = (recipe_of(params.classifier, arm, name_of) for arm in (name_of, SELF_DISTILLATION))
+    choice = RealChoice.read(real)
+    name_of, alone = choice.teacher, Campaign.of(params, data, choice.mode, pool, accepted)
+    own = name_of.removeprefix(alone.prefix)
+    recipe, distilled = (recipe_of(alone.config, arm, own) for arm in (own, SELF_DISTILLATION))
     teacher = runs_of(Arm(name_of, recipe), range(params.arms.seeds), real / name_of)
-    shared = teaching.taught(Campaign.of(params, data, pool, accepted), teacher)
+    shared = teaching.taught(alone, teacher)
     plain = _unaugmented(shared, teacher)
     metric = shared.metric
 
@@ -71,7 +73,7 @@ def table(name: str, place: Path) -> str:
             beside = synthetic_arms(distilled, synthetic_fraction=fraction, labels=labels)
             plans[f"`self_distillation` and {fraction} synthetic, {labels}"] = shared, beside["synthetic"]
 
-    lines = [f"{name}: {params.classifier.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
+    lines = [f"{name}: {shared.config.steps:,} steps, {int(accepted.sum()):,} accepted of {len(pool):,} images.", ""]
     lines += [f"| plan | {metric.title} | d, points |", "|---|---|---|"]
     base: np.ndarray | None = None
     for i, (words, (campaign, arm)) in enumerate(plans.items()):

@@ -48,6 +48,7 @@ INTERPOLATED = ("generators", "data.path", "data.external")  # what dvc.yaml rea
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Mode = Literal["scratch", "frozen"]  # how a classifier is trained
 
 
 def _ascending(values: list[int]) -> list[int]:
@@ -104,6 +105,15 @@ class Data(Section):
     """none | horizontal | both: mirror images that keep their label"""
 
 
+class Encoder(Section):
+    name: str = "none"
+    """none | a model of timm with its weights, e.g. tf_efficientnet_lite0.in1k"""
+    weights: str = ""
+    """safetensors file of its weights; else those of an installed package, of the hub's cache, or downloaded"""
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """pixels a side that it looks at; 0: as it was trained"""
+
+
 class Split(Section):
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """share of images (whole groups)"""
@@ -117,7 +127,7 @@ class Split(Section):
 
 class Drift(Section):
     encoder: Annotated[str, _named(ENCODERS)] = "statistics"
-    """statistics | pixels | thumbnails: what makes features of images; none is fitted"""
+    """statistics | pixels | thumbnails | pretrained (the section encoder): what makes features of images; none is fitted"""
     test: Literal["mmd", "energy"] = "mmd"
     """mmd | energy: two-sample test of each class on these features"""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
@@ -156,7 +166,8 @@ class Sample(Section):
 
 class Judges(Section):
     encoder: Annotated[str, _named(ENCODERS)] = "small"
-    """small (a network fitted for each judge) | statistics | pixels | thumbnails (fixed, one for all judges)"""
+    """small (a network fitted for each judge) | pretrained (the section encoder), statistics, pixels, thumbnails (fixed, one
+    for all judges)"""
     folds: Annotated[int, Field(ge=2)] = 3
     """judge k is fitted without fold k"""
     steps: Count = 300
@@ -206,6 +217,10 @@ class Measure(Section):
 
 
 class Classifier(Section):
+    mode: Mode = "scratch"
+    """scratch (a network from fresh weights) | frozen (a small network on features of the encoder; the section frozen)"""
+    modes: list[Mode] = []
+    """the modes that are compared: the best arm of all is the one to beat; [] is `mode` alone"""
     network: Literal["auto", "small", "resnet18"] = "auto"
     """auto (small below 64 pixels, resnet18 from there) | small | resnet18"""
     width: Count = 32
@@ -218,6 +233,8 @@ class Classifier(Section):
     """AdamW, warmed up, then cosine to 0"""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.5
     """of matrices, not of gains and biases"""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """share of what the last layer is handed that a step leaves out; resnet18 has none"""
     augment: Literal["affine", "flip_affine", "trivial"] = "affine"
     """affine | flip_affine | trivial"""
     mixup_alpha: Annotated[float, Field(gt=0.0)] = 0.4
@@ -244,6 +261,23 @@ class Classifier(Section):
     """self_distillation: share of the draws that goes to augmented train images with soft labels"""
     distillation_images: Count = 500
     """self_distillation: so many augmented train images of each class"""
+
+
+class Frozen(Section):
+    views: Annotated[int, Field(ge=0, le=64)] = 4
+    """moved views of an image, beside the image as it is, whose features are learned from; all images have the same moves"""
+    width: Count = 512
+    """units of the hidden layer"""
+    steps: Count = 500
+    """optimiser steps, equal for all arms"""
+    batch_images: Count = 128
+    """images an optimiser step"""
+    lr: Annotated[float, Field(gt=0.0)] = 0.001
+    """AdamW, warmed up, then cosine to 0"""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.5
+    """of matrices, not of gains and biases"""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """share of the features that a step leaves out"""
 
 
 class Arms(Section):
@@ -280,6 +314,8 @@ class Evaluate(Section):
 
 
 class Fit(Section):
+    image_size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """pixels a side at which generators work, at most data.image_size, to which their images are enlarged; 0: the same"""
     processes: Count = 1
     """that share each batch of a family of networks; weights are close, not equal, for another number"""
 
@@ -301,6 +337,8 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """every random stream is derived from it by name"""
     data: Data = Data()
+    encoder: Encoder = Encoder()
+    """a network that others trained, for whatever is set to `pretrained` or `frozen`"""
     split: Split = Split()
     """where the data bring no split of their own"""
     scarcity: Scarcity = Scarcity()
@@ -318,11 +356,32 @@ class Params(Section):
     measure: Measure = Measure()
     """what each family is worth on real validation rows"""
     classifier: Classifier = Classifier()
+    frozen: Frozen = Frozen()
+    """the classifier in the mode frozen; what stands here takes the place of the same keys of classifier"""
     arms: Arms = Arms()
     evaluate: Evaluate = Evaluate()
     engine: Engine = Engine()
     """where shards of pools and classifiers are made: decides no result, reruns nothing"""
     families: Mapping[str, Mapping[str, Any]] = {}
+
+    @property
+    def generator_size(self) -> int:
+        """Pixels a side of the images that generators are fitted on and make."""
+        return min(self.fit.image_size or self.data.image_size, self.data.image_size)
+
+    @property
+    def modes(self) -> list[Mode]:
+        """The modes of the classifier that are compared, each once."""
+        return list(dict.fromkeys(self.classifier.modes)) or [self.classifier.mode]
+
+    def in_mode(self, mode: Mode) -> Classifier:
+        """The settings of the classifier in one mode."""
+        own = self.frozen.model_dump(include=set(Classifier.model_fields)) if mode == "frozen" else {}
+        return self.classifier.model_copy(update={**own, "mode": mode, "modes": []})
+
+    def arm_name(self, mode: Mode, arm: str) -> str:
+        """What an arm is called in one mode: by its own name where there is only one."""
+        return arm if len(self.modes) == 1 else f"{mode}:{arm}"
 
     @property
     def pools(self) -> list[str]:

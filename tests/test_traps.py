@@ -31,6 +31,7 @@ from pipeline.core.images import encode_png
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.datasets import duplicates
+from pipeline.encoders.base import Origin
 from pipeline.encoders.judges import Judges
 from pipeline.errors import LeakError
 from pipeline.evaluation import score
@@ -92,7 +93,7 @@ def fits(folder: Path) -> dict[str, Any]:
         "generator": lambda: fit_stage.run(params, "naive", prepared, prepared, folder / "model", folder / "fit.json"),
         "judges": lambda: judges_stage.run(params, prepared, folder / "judges"),
         "classifier": lambda: train_stage.run(params, prepared, folder / "runs"),
-        "reference": lambda: score.reference.probabilities(rows(), CLASSES, rows().images(), 0),
+        "reference": lambda: score.reference.probabilities(SHIPPED, (1, 8, 8), rows(), rows(), CLASSES),
     }
 
 
@@ -331,7 +332,19 @@ def test_7_a_copy_of_every_image_in_its_group_does_not_narrow_an_interval() -> N
     assert ignored < 0.75 * once
 
 
-# 8. A pretrained model that has seen the test images.
+# 8. A pretrained model that has seen the test images: which weights are known, and what they were trained on.
+
+
+def test_8_what_the_encoder_was_trained_on_is_a_warning() -> None:
+    origin = Origin("ImageNet-1k", "apache-2.0", "hash")
+    encoder = config.Encoder(name="tf_efficientnet_lite0.in1k")
+    plain = SHIPPED.model_copy(update={"encoder": encoder})
+    [said] = score._known_weights(plain, origin)
+    assert said.startswith("tf_efficientnet_lite0.in1k was trained on ImageNet-1k: nobody can say")
+    held = plain.model_copy(update={"data": SHIPPED.data.model_copy(update={"path": "/data/imagenette2"})})
+    [said] = score._known_weights(held, origin)
+    assert said.endswith("which holds images of imagenette: it knows test images")
+    assert score._known_weights(SHIPPED, None) == []
 
 
 def test_8_the_classifiers_start_from_fresh_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 train    origin real, split train
 pool     origin synthetic, split train; each known source is a train row
 reserve  origin real, split reserve: what scarcity left out, for the learning curve alone
+
+What stands under the name of images is what the classifier is handed: images, or features of their views
+(classifier/inputs.py). `look` makes it from rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +21,13 @@ import pyarrow.compute as pc
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
 from pipeline.errors import DataError, LeakError
+
+Look = Callable[[Manifest], np.ndarray]  # n rows -> uint8 (n, c, h, w), or float16 (n, 1 + v, d): features of views
+
+
+def pixels(rows: Manifest) -> np.ndarray:
+    """The images as they are, uint8 (n, c, h, w)."""
+    return rows.images().numpy()
 
 
 @dataclass(frozen=True)
@@ -31,45 +41,64 @@ class TrainingData:
     """
 
     n_classes: int
-    images: np.ndarray  # uint8 (n, c, h, w)
+    images: np.ndarray  # uint8 (n, c, h, w), or float16 (n, 1 + v, d); so are the other images
     targets: np.ndarray  # int64 (n,)
-    pool_images: np.ndarray  # uint8 (m, c, h, w)
+    pool_images: np.ndarray  # (m, …)
     pool_targets: np.ndarray  # int64 (m,)
     accepted: np.ndarray  # bool (m,)
     sources: np.ndarray  # int64 (j,)
     first: np.ndarray  # int64 (m + 1,)
     pool_soft_labels: np.ndarray | None = None  # float (m, k), rows sum to one
-    augmented_images: np.ndarray | None = None  # uint8 (d, c, h, w)
+    augmented_images: np.ndarray | None = None  # (d, …), of features one view
     augmented_targets: np.ndarray | None = None  # int64 (d,)
     augmented_soft_labels: np.ndarray | None = None  # float (d, k), rows sum to one
-    reserve_images: np.ndarray | None = None  # uint8 (r, c, h, w)
+    low_images: np.ndarray | None = None  # (n, …), the train images at the resolution of the pool, where that is lower
+    reserve_images: np.ndarray | None = None  # (r, …)
     reserve_targets: np.ndarray | None = None  # int64 (r,), sorted
 
     @classmethod
     def of(
-        cls, train: Manifest, classes: Sequence[str], pool: Manifest | None = None, accepted: np.ndarray | None = None
+        cls,
+        train: Manifest,
+        classes: Sequence[str],
+        pool: Manifest | None = None,
+        accepted: np.ndarray | None = None,
+        *,
+        look: Look = pixels,
+        low: Look | None = None,
     ) -> TrainingData:
         """`pool` are synthetic rows, `accepted` (m,) says which of them were accepted; without it all are.
+
+        `low` is `look` at the resolution of the pool, where that is lower.
 
         Raises LeakError for a row of `train` that is not real or not of split train, and for a row of `pool` that is not
         synthetic or has a known source outside `train`.
         """
-        images, targets = train.training_tensors(classes, "an arm")
-        require_origin(train, "real")
+        for rows, origin in ((train, "real"), (pool, "synthetic")):
+            if rows is not None and len(rows):
+                rows.require_train("an arm")
+                require_origin(rows, origin)
+        images, y = look(train), train.targets(classes).numpy()
         if pool is None or len(pool) == 0:
             none = np.zeros(0, np.int64)
-            empty = np.zeros((0, *images.shape[1:]), np.uint8)
-            return cls(
-                len(classes), images.numpy(), targets.numpy(), empty, none, none.astype(bool), none, np.zeros(1, np.int64)
-            )
-        pool_images, pool_targets = pool.training_tensors(classes, "an arm")
-        require_origin(pool, "synthetic")
-        y, pool_y = targets.numpy(), pool_targets.numpy()
+            return cls(len(classes), images, y, images[:0], none, none.astype(bool), none, np.zeros(1, np.int64))
+        pool_y = pool.targets(classes).numpy()
         usable = np.ones(len(pool), bool) if accepted is None else np.asarray(accepted, bool)
         known = _sources(train, pool, y, pool_y)
-        return cls(len(classes), images.numpy(), y, pool_images.numpy(), pool_y, usable, known.sources, known.first)
+        lowered = low(train) if low else None
+        known_sources = known.sources, known.first
+        return cls(len(classes), images, y, look(pool), pool_y, usable, *known_sources, low_images=lowered)
 
-    def with_reserve(self, reserve: Manifest, classes: Sequence[str], *, most: int, seed: int) -> TrainingData:
+    def as_they_are(self) -> TrainingData:
+        """This without moved views: of features the first view alone, of images themselves."""
+        if self.images.ndim != 3:
+            return self
+        low = None if self.low_images is None else self.low_images[:, :1]
+        return replace(self, images=self.images[:, :1], pool_images=self.pool_images[:, :1], low_images=low)
+
+    def with_reserve(
+        self, reserve: Manifest, classes: Sequence[str], *, most: int, seed: int, look: Look = pixels
+    ) -> TrainingData:
         """This with at most `most` rows of each class of `reserve`: the first ones of a permutation that the seed decides.
 
         Raises LeakError for a row that is not real or not of split reserve.
@@ -84,7 +113,7 @@ class TrainingData:
             numpy_rng(seed, "reserve", name).permutation(np.flatnonzero(targets == c))[:most] for c, name in enumerate(classes)
         ]
         chosen = np.concatenate(rows)
-        images = reserve.take(chosen).images().numpy() if len(chosen) else self.images[:0]
+        images = look(reserve.take(chosen)) if len(chosen) else self.images[:0]
         return replace(self, reserve_images=images, reserve_targets=targets[chosen])
 
     def reserve_counts(self, extra: int) -> np.ndarray:

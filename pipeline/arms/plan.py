@@ -17,6 +17,10 @@ A real-only arm is a recipe (recipes.py) on the train rows. Let `best` be the be
     shuffled              `synthetic` with the labels of its added rows permuted among them: must not be a gain
     aa_control            best under other seeds: what no difference at all looks like
 
+Resolution. A generator may work at fewer pixels than the classifier. Then blur would be the mark of a synthetic image. So each
+draw of a train image takes it at the generator's resolution with a probability of one half, in every arm that adds rows, and
+`replay` adds train images at that resolution.
+
 Labels. An added row has the class it was made for (hard), or the soft labels p(y | x) of a teacher, the mean of the runs of the
 best recipe (Hinton et al., 2015). The teacher's softmax(f) is a posterior under rho (weighting.py), so that the target of a row
 whose offset is o' is softmax(log p + o').
@@ -60,7 +64,7 @@ class DeferredSchedule:
 class TrainingPlan:
     """Rows, how often each is drawn, how much its loss weighs, and how images and loss are treated."""
 
-    images: Tensor  # uint8 (n, c, h, w)
+    images: Tensor  # uint8 (n, c, h, w), or float16 (n, 1 + v, d): features of views
     targets: Tensor  # int64 (n,)
     soft_labels: Tensor  # float32 (n, k): a teacher's p(y | x), or zeros where the row's label is certain
     weights: Tensor  # float32 (n,), > 0
@@ -73,6 +77,7 @@ class TrainingPlan:
     cosine: float | None = None  # scale of a last layer that sees angles alone; None is a linear one
     mix: Mix = "none"
     mix_alpha: float = 0.0  # images are mixed by Beta(alpha, alpha), > 0; unused without a mix
+    low: Tensor | None = None  # as images: what a draw takes in their place with a probability of one half
     deferred: DeferredSchedule | None = None
 
     def switch(self, steps: int) -> int:
@@ -106,10 +111,14 @@ class Arm:
 
     def build(self, data: TrainingData, seed: int) -> TrainingPlan:
         """The plan of this arm for one seed, which decides the points of SMOTE and what is replayed or shuffled."""
-        k, added = data.n_classes, self._added(data, seed)
         soft = self.labels == "soft" and self.synthetic_fraction > 0
         recipe = self.recipe.student() if soft else self.recipe
-        base = _Rows.certain(data.images, data.targets, k) if self.keeps_real else added
+        if recipe.transform == "none":
+            data = data.as_they_are()
+        k, added = data.n_classes, self._added(data, seed)
+        adds = self.keeps_real and len(added.targets) > 0
+        low = data.low_images if adds else None
+        base = _Rows.certain(data.images, data.targets, k, low) if self.keeps_real else added
         beside = self._beside(data, added, recipe) if self.keeps_real else []
         if recipe.neighbours:
             points = smote.points(base.images, base.targets, k, recipe.neighbours, seed)
@@ -133,6 +142,7 @@ class Arm:
             cosine=recipe.cosine,
             mix=recipe.mix,
             mix_alpha=recipe.mix_alpha,
+            low=None if low is None else torch.from_numpy(rows.low),
             deferred=deferred,
             **weighted(recipe)._asdict(),
         )
@@ -152,7 +162,8 @@ class Arm:
         targets, taught = data.pool_targets[added], self.labels == "soft" and len(added) > 0
         if self.adds == "replay" and taught:
             return _augmented(data).in_the_classes_of(targets)
-        chosen = data.images[_replays(data, added, seed)] if self.adds == "replay" else data.pool_images[added]
+        train = data.images if data.low_images is None else data.low_images
+        chosen = train[_replays(data, added, seed)] if self.adds == "replay" else data.pool_images[added]
         rows = _Rows.certain(chosen, targets, data.n_classes)
         if taught:
             assert data.pool_soft_labels is not None
@@ -166,14 +177,15 @@ class Arm:
 class _Rows:
     """Rows of a plan: its fields of these names."""
 
-    images: np.ndarray  # uint8 (n, c, h, w)
+    images: np.ndarray  # uint8 (n, c, h, w), or float16 (n, 1 + v, d)
     targets: np.ndarray  # int64 (n,)
     soft_labels: np.ndarray  # float32 (n, k)
+    low: np.ndarray  # as images, at the pool's resolution; the same where they have no other
 
     @classmethod
-    def certain(cls, images: np.ndarray, targets: np.ndarray, k: int) -> _Rows:
+    def certain(cls, images: np.ndarray, targets: np.ndarray, k: int, low: np.ndarray | None = None) -> _Rows:
         """Rows whose labels are certain."""
-        return cls(images, targets, np.zeros((len(targets), k), np.float32))
+        return cls(images, targets, np.zeros((len(targets), k), np.float32), images if low is None else low)
 
     def and_(self, *others: _Rows) -> _Rows:
         """These rows, then the others."""
@@ -185,13 +197,14 @@ class _Rows:
         for c in np.unique(targets):
             wanted = targets == c
             out[wanted] = np.resize(np.flatnonzero(self.targets == c), np.count_nonzero(wanted))
-        return _Rows(self.images[out], self.targets[out], self.soft_labels[out])
+        return _Rows(*(getattr(self, f.name)[out] for f in fields(self)))
 
 
 def _augmented(data: TrainingData) -> _Rows:
     """The augmented and mixed train images, with the teacher's soft labels."""
     assert data.augmented_images is not None and data.augmented_targets is not None and data.augmented_soft_labels is not None
-    return _Rows(data.augmented_images, data.augmented_targets, data.augmented_soft_labels.astype(np.float32))
+    soft = data.augmented_soft_labels.astype(np.float32)
+    return _Rows(data.augmented_images, data.augmented_targets, soft, data.augmented_images)
 
 
 def _replays(data: TrainingData, added: np.ndarray, seed: int) -> np.ndarray:

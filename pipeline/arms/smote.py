@@ -2,8 +2,9 @@
 
     x = a + u (b - a),   u uniform on [0, 1]
 
-for a row a and a row b among its k nearest of the same class, by the Euclidean distance of pixels. A class is filled up to the
-largest one. Each of its rows is used as often as the others.
+for a row a and a row b among its k nearest of the same class, by the Euclidean distance of pixels, or of the features of the
+images as they are. Each view of a point lies between the same views of a and b. A class is filled up to the largest one. Each
+of its rows is used as often as the others.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pipeline.core.seeds import numpy_rng
 class Points(NamedTuple):
     """What fills the classes."""
 
-    images: np.ndarray  # uint8 (m, c, h, w)
+    images: np.ndarray  # uint8 (m, c, h, w) or float16 (m, v, d)
     rows: np.ndarray  # int64 (m,), the row a of each point
 
 
 def points(images: np.ndarray, targets: np.ndarray, n_classes: int, neighbours: int, seed: int) -> Points:
-    """Points of uint8 `images` (n, c, h, w) with int64 `targets` (n,); `neighbours` is k, fewer where a class has fewer rows.
+    """Points of `images` uint8 (n, c, h, w) or float16 (n, v, d) with int64 `targets` (n,); `neighbours` is k at most.
 
     A class of one row has that row repeated, and a class without rows stays empty.
     """
@@ -35,8 +36,8 @@ def points(images: np.ndarray, targets: np.ndarray, n_classes: int, neighbours: 
         a = r.permutation(len(own))[np.arange(counts.max() - counts[c]) % len(own)]
         b = _neighbours(images[own], neighbours, a, r)
         x, y = (images[own[i]].astype(np.float32) for i in (a, b))
-        u = r.random((len(a), 1, 1, 1), np.float32)
-        made.append(np.rint(x + u * (y - x)).astype(np.uint8))
+        between = x + r.random((len(a), *[1] * (x.ndim - 1)), np.float32) * (y - x)
+        made.append((np.rint(between) if images.dtype == np.uint8 else between).astype(images.dtype))
         rows.append(own[a])
     return Points(np.concatenate(made), np.concatenate(rows))
 
@@ -48,7 +49,8 @@ def _neighbours(images: np.ndarray, k: int, rows: np.ndarray, r: np.random.Gener
     k = min(k, len(images) - 1)
     if k == 0:
         return rows
-    flat = images.reshape(len(images), -1).astype(np.float32)
+    still = images[:, 0] if images.ndim == 3 else images
+    flat = still.reshape(len(images), -1).astype(np.float32)
     # Without a query the search leaves out each image itself, but not its copies.
     nearest = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(flat).kneighbors(return_distance=False)
     chosen: np.ndarray = nearest[rows, r.integers(k, size=len(rows))]

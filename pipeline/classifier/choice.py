@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.arms import Labels
+from pipeline.config import Mode
 from pipeline.core import work
 from pipeline.errors import DataError
 
@@ -85,8 +86,9 @@ class _Choice(_Record):
 
 
 class RealChoice(_Choice):
-    """Of the real-only arms."""
+    """Of the real-only arms. The teacher is of the mode of the best one."""
 
+    mode: Mode = "scratch"
     best_real_arm: str  # of the highest mean score
     teacher: str  # the best of those that are recipes by themselves; its runs give soft labels
     curve: tuple[CurvePoint, ...] | None = None  # None where none is wanted, empty where no row is in reserve

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.arms import Arm
+from pipeline.arms.data import Look
 from pipeline.classifier.choice import CurvePoint
 from pipeline.classifier.packed import Campaign, Run, runs_of, scores_of, train_all
 from pipeline.classifier.teaching import taught
@@ -20,8 +21,8 @@ from pipeline.core.prepared import Prepared
 from pipeline.errors import LeakError
 
 
-def with_reserve(shared: Campaign, prepared: Prepared, most: int) -> Campaign:
-    """`shared` with at most `most` rows in reserve of each class.
+def with_reserve(shared: Campaign, prepared: Prepared, most: int, look: Look) -> Campaign:
+    """`shared` with at most `most` rows in reserve of each class, as `look` has them.
 
     Raises LeakError where one of them is of a group that stands in the validation rows too.
     """
@@ -31,7 +32,8 @@ def with_reserve(shared: Campaign, prepared: Prepared, most: int) -> Campaign:
             f"rows in reserve share group {min(common)} with validation rows", expected="groups on one side",
             remedy="run the stage prepare",
         )  # fmt: skip
-    return replace(shared, data=shared.data.with_reserve(reserve, prepared.classes, most=most, seed=shared.seed))
+    data = shared.data.with_reserve(reserve, prepared.classes, most=most, seed=shared.seed, look=look)
+    return replace(shared, data=data)
 
 
 def points(

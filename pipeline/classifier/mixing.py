@@ -1,5 +1,7 @@
 """Pairs of a batch mixed into one: images (n, c, h, w) and their weighted targets (n, k), row i with row n - 1 - i.
 
+Features (n, d) have no places: both mix them as mixup does.
+
     mixup   x = lam a + (1 - lam) b,  t likewise (Zhang et al., 2018, eq. 1)
     cutmix  x = M a + (1 - M) b with M zero inside a box,  t = m s + (1 - m) u,  m the mean of M (Yun et al., 2019, eq. 1)
 
@@ -20,18 +22,21 @@ from torch import Tensor
 class Mixed(NamedTuple):
     """What became of a batch."""
 
-    images: Tensor  # float (n, c, h, w)
+    images: Tensor  # float (n, c, h, w), or features (n, d)
     targets: Tensor  # float (n, k)
 
 
 def mixup(x: Tensor, t: Tensor, alpha: float, r: np.random.Generator) -> Mixed:
-    """x float (n, c, h, w), t (n, k), alpha > 0."""
+    """x float (n, c, h, w) or (n, d), t (n, k), alpha > 0."""
     lam = torch.from_numpy(r.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
-    return Mixed(x.lerp(x.flip(0), 1 - lam[:, None, None, None]), t.lerp(t.flip(0), 1 - lam[:, None]))
+    other = 1 - lam.view(-1, *[1] * (x.ndim - 1))
+    return Mixed(x.lerp(x.flip(0), other), t.lerp(t.flip(0), 1 - lam[:, None]))
 
 
 def cutmix(x: Tensor, t: Tensor, alpha: float, r: np.random.Generator) -> Mixed:
-    """x float (n, c, h, w), t (n, k), alpha > 0. Of a box that reaches over the border only what is inside is pasted."""
+    """x float (n, c, h, w) or (n, d), t (n, k), alpha > 0. Of a box over the border only what is inside is pasted."""
+    if x.ndim == 2:
+        return mixup(x, t, alpha, r)
     lam = r.beta(alpha, alpha, len(x))
 
     def inside(side: int) -> np.ndarray:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from pipeline.arms import Arm, TrainingData
 from pipeline.classifier import train
 from pipeline.classifier.choice import Scores
-from pipeline.config import Classifier, Engine, Params
+from pipeline.classifier.inputs import Inputs
+from pipeline.config import Classifier, Engine, Mode, Params
 from pipeline.core import weights
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
@@ -63,7 +64,7 @@ def scores_of(runs: Sequence[Run]) -> Scores:
 class Campaign:
     """What all runs share, and where they are made.
 
-    `val_images` uint8 (n, c, h, w) and `val_targets` (n,) give scores by `metric`, and nothing else.
+    `val_images`, uint8 (n, c, h, w) or features (n, 1, d), and `val_targets` (n,) give scores by `metric`, and nothing else.
     """
 
     data: TrainingData
@@ -74,25 +75,37 @@ class Campaign:
     val_targets: np.ndarray
     engine: Engine
     metric: Metric
+    mode: Mode = "scratch"
+    prefix: str = ""  # of its arms' names, where several modes are compared
 
     @classmethod
     def of(
-        cls, params: Params, prepared: Prepared, pool: Manifest | None = None, accepted: np.ndarray | None = None
+        cls,
+        params: Params,
+        prepared: Prepared,
+        mode: Mode,
+        pool: Manifest | None = None,
+        accepted: np.ndarray | None = None,
     ) -> Campaign:
-        """On the train rows, and on the rows of `pool` of which `accepted` (m,) tells the accepted ones.
+        """In one mode, on the train rows and on the rows of `pool`, of which `accepted` (m,) tells the accepted ones.
 
-        Raises LeakError where a row must not be trained on.
+        Raises LeakError where a row must not be trained on, and ConfigError where the mode wants an encoder.
         """
         val, classes = prepared.val(), prepared.classes
+        inputs, size = Inputs.of(params, prepared.shape, mode), params.generator_size
+        lower = pool is not None and size < prepared.shape[1] and bool((pool.column("generator") != "external").any())
+        low = inputs.at(size).to_learn if lower else None
         return cls(
-            data=TrainingData.of(prepared.train(), classes, pool, accepted),
-            config=params.classifier,
+            data=TrainingData.of(prepared.train(), classes, pool, accepted, look=inputs.to_learn, low=low),
+            config=params.in_mode(mode),
             flips=params.data.flips,
             seed=params.seed,
-            val_images=val.images().numpy(),
+            val_images=inputs.to_score(val),
             val_targets=val.targets(classes).numpy(),
             engine=params.engine,
             metric=named(params.evaluate.metric),
+            mode=mode,
+            prefix=params.arm_name(mode, ""),
         )
 
     def execute(self, run: Run, progress: Callable[[int], None]) -> None:
@@ -103,9 +116,8 @@ class Campaign:
         network = train.fit(plan, self.config, seed, flips=self.flips, folder=checkpoints, progress=progress)
         probabilities = train.predict(network, torch.from_numpy(self.val_images))
         score = self.metric.score(probabilities, self.val_targets)
-        _, *shape = self.data.images.shape
         train.save(
-            network, run.file, self.config, (shape[0], shape[1], shape[2]), self.data.n_classes,
+            network, run.file, self.config, self.data.images.shape[1:], self.data.n_classes,
             arm=run.arm.name, synthetic_fraction=run.arm.synthetic_fraction, labels=run.arm.labels,
             number=run.number, validation=score,
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """Which runs are trained, and what validation chooses among them: choose, plan, run, record.
 
-Real-only. Every arm of params.arms.real is trained with every seed. Runs are compared by the mean of evaluate.metric on
-validation rows. The best recipe is the teacher, whose runs give the soft labels. `self_distillation` comes after it, being
-that teacher's student. The best of all these arms is the best real-only arm. curve.py has the learning curve.
+Real-only. Every arm of params.arms.real is trained with every seed, in every mode of the classifier. Runs are compared by the
+mean of evaluate.metric on validation rows. The best recipe of a mode is its teacher, whose runs give the soft labels.
+`self_distillation` comes after it, being that teacher's student. The best of all these arms is the best real-only arm. What
+comes after it stays in its mode. curve.py has the learning curve.
 
 With a pool. `synthetic` is tried with every fraction and kind of labels, by the first seeds, added to the best real-only arm.
 Fraction 0 is that arm's own runs. The best mean score wins; of equal ones the smaller fraction, then the first kind of
@@ -33,27 +34,46 @@ from pipeline.metrics.base import Metric
 K = TypeVar("K", bound=Hashable)
 
 
-def real_only(shared: Campaign, arms: Arms, folder: Path) -> None:
-    """Train the real-only arms into `folder`, and the learning curve of the best one, and record the choice there."""
-    seeds = range(arms.seeds)
+def real_only(modes: Sequence[Campaign], arms: Arms, folder: Path) -> None:
+    """Train the real-only arms into `folder`, and the learning curve of the best one, and record the choice there.
 
-    def planned(name: str, teacher: str = "") -> list[Run]:
-        return runs_of(Arm(name, recipe_of(shared.config, name, teacher)), seeds, folder / name)
-
-    runs = {name: planned(name) for name in arms.real if name != SELF_DISTILLATION}
-    train_all(shared, _all(runs))
-    teacher = _best(runs, shared.metric)
-    if SELF_DISTILLATION in arms.real:
-        runs[SELF_DISTILLATION] = planned(SELF_DISTILLATION, teacher)
-        train_all(taught(shared, runs[teacher]), runs[SELF_DISTILLATION])
-    best = _best(runs, shared.metric)
+    `modes` has a campaign for each mode of the classifier.
+    """
+    trained = [_real_arms(shared, arms, folder) for shared in modes]
+    runs = {name: own for of_mode, _ in trained for name, own in of_mode.items()}
+    best = _best(runs, modes[0].metric)
+    shared, teacher = next((shared, t) for shared, (own, t) in zip(modes, trained, strict=True) if best in own)
     points = curve.points(shared, arms.curve, runs[best], runs[teacher], folder / "curve")
     RealChoice(
+        mode=shared.mode,
         best_real_arm=best,
         teacher=teacher,
         validation={name: scores_of(of) for name, of in runs.items()},
         curve=points if arms.curve else None,
     ).write(folder)
+
+
+def _real_arms(shared: Campaign, arms: Arms, folder: Path) -> tuple[dict[str, list[Run]], str]:
+    """The finished runs of the real-only arms of one mode, by arm, and the arm that is the teacher."""
+
+    def planned(arm: str, teacher: str = "") -> list[Run]:
+        return _planned_real(shared, arm, teacher, arms, folder)
+
+    runs = {shared.prefix + arm: planned(arm) for arm in arms.real if arm != SELF_DISTILLATION}
+    train_all(shared, _all(runs))
+    teacher = _best(runs, shared.metric)
+    if SELF_DISTILLATION in arms.real:
+        student = planned(SELF_DISTILLATION, teacher)
+        train_all(taught(shared, runs[teacher]), student)
+        runs[shared.prefix + SELF_DISTILLATION] = student
+    return runs, teacher
+
+
+def _planned_real(shared: Campaign, arm: str, teacher: str, arms: Arms, folder: Path) -> list[Run]:
+    """The runs of a real-only arm, called as in config.REAL_ARMS. `teacher` has its prefix, as what was chosen has."""
+    name = shared.prefix + arm
+    recipe = recipe_of(shared.config, arm, teacher.removeprefix(shared.prefix))
+    return runs_of(Arm(name, recipe), range(arms.seeds), folder / name)
 
 
 def with_pool(shared: Campaign, arms: Arms, real: Path, folder: Path, *, fill_to: int) -> None:
@@ -109,7 +129,7 @@ class _Basis(NamedTuple):
         choice = RealChoice.read(real)
 
         def finished(name: str) -> list[Run]:
-            return runs_of(Arm(name, recipe_of(shared.config, name, choice.teacher)), range(arms.seeds), real / name)
+            return _planned_real(shared, name.removeprefix(shared.prefix), choice.teacher, arms, real)
 
         return cls(finished(choice.best_real_arm), finished(choice.teacher))
 

@@ -27,7 +27,7 @@ AUGMENTED_AT_ONCE = 10_000  # images
 class Augmented(NamedTuple):
     """Train images, augmented and mixed."""
 
-    images: np.ndarray  # uint8 (d, c, h, w)
+    images: np.ndarray  # uint8 (d, c, h, w), or float16 (d, 1, dimension) of features
     targets: np.ndarray  # int64 (d,)
 
 
@@ -42,7 +42,8 @@ def taught(shared: Campaign, teacher: Sequence[Run]) -> Campaign:
 
 
 def soft_labels(teacher: Sequence[Run], images: np.ndarray) -> np.ndarray:
-    """p(y | x) float64 (n, k) of uint8 images (n, c, h, w): the mean over finished runs."""
+    """p(y | x) float64 (n, k) of images as they are: the mean over finished runs. Of features the first view counts."""
+    images = images[:, :1] if images.ndim == 3 else images
     networks = [train.load(run.file) for run in teacher]
     with training.threads(1):  # the same bits for any number of cores
         return np.asarray(np.mean([train.predict(network, torch.from_numpy(images)) for network in networks], 0))
@@ -56,12 +57,13 @@ def augmented(shared: Campaign, recipe: Recipe) -> Augmented:
     rows = np.concatenate([np.resize(numpy_rng(seed, "rows", i).permutation(o), n) for i, o in enumerate(own)])
     # Mixing pairs rows from both ends, and these stand class by class.
     shuffled = numpy_rng(seed, "pairs").permutation(len(rows))
-    out = np.empty((len(rows), *data.images.shape[1:]), np.uint8)
+    features = data.images.ndim == 3
+    out = np.empty((len(rows), *((1, data.images.shape[2]) if features else data.images.shape[1:])), data.images.dtype)
     for k, part in enumerate(np.array_split(shuffled, math.ceil(len(rows) / AUGMENTED_AT_ONCE))):
         images = torch.from_numpy(data.images[rows[part]])
         x = transforms.apply(recipe.transform, images, shared.flips, rng(seed, "transform", k))
         if recipe.mix != "none":
             unlabelled = torch.zeros(len(x), data.n_classes)
             x = mixing.MIXES[recipe.mix](x, unlabelled, recipe.mix_alpha, numpy_rng(seed, recipe.mix, k)).images
-        out[part] = to_uint8(x).numpy()
+        out[part] = x[:, None].half().numpy() if features else to_uint8(x).numpy()
     return Augmented(out, data.targets[rows])

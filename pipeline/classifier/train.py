@@ -13,7 +13,7 @@ falling to 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,7 @@ from pipeline.core.seeds import derive, numpy_rng, rng, torch_stream
 from pipeline.runtime import training
 
 
-def initial(
-    config: Classifier, shape: tuple[int, int, int], n_classes: int, seed: int, cosine: float | None = None
-) -> nn.Module:
+def initial(config: Classifier, shape: tuple[int, ...], n_classes: int, seed: int, cosine: float | None = None) -> nn.Module:
     """The network whose weights the seed decides; `cosine` as in networks.build."""
     with torch_stream(seed, "weights"):
         return networks.build(config, shape, n_classes, cosine)
@@ -80,8 +78,8 @@ def fit(
     """
     where = training.device()
     n_classes = len(plan.offset)
-    c, h, w = plan.images.shape[1:]
-    network = initial(config, (c, h, w), n_classes, seed, plan.cosine).to(where)
+    shape = tuple(plan.images.shape[1:])
+    network = initial(config, shape, n_classes, seed, plan.cosine).to(where)
     deferred, switch = plan.deferred, plan.switch(config.steps)
     head_only = deferred is not None and deferred.head_only and switch < config.steps
 
@@ -91,12 +89,13 @@ def fit(
     learners = {"classifier": learner(network, switch if head_only else config.steps)}
     if head_only:
         # A network of its own: in a checkpoint no tensor may stand twice.
-        fresh = initial(config, (c, h, w), n_classes, derive(seed, "head"), plan.cosine).to(where).requires_grad_(False)
+        fresh = initial(config, shape, n_classes, derive(seed, "head"), plan.cosine).to(where).requires_grad_(False)
         networks.head(fresh).requires_grad_(True)
         learners["head"] = learner(fresh, config.steps - switch)
     # Rows class by class, so that stratified uniforms stratify the classes.
     order = torch.argsort(plan.targets, stable=True)
     images, margin = plan.images[order].to(where), plan.margin.to(where)
+    low = None if plan.low is None else plan.low[order].to(where)
     early, last = (_Phase.of(plan, part, order, where) for part in (plan, deferred or plan))
 
     def update(k: int) -> float:
@@ -105,7 +104,11 @@ def fit(
         if name == "head" and k == switch:
             learners["head"].network.load_state_dict(networks.body_state(network), strict=False)
         rows = draw(phase.cumulative, config.batch_images, seed, k).to(where)
-        x, t = transforms.apply(plan.transform, images[rows], flips, rng(seed, "transform", k)), phase.targets[rows]
+        drawn = images[rows]
+        if low is not None:
+            coin = (torch.rand(len(rows), generator=rng(seed, "resolution", k)) < 0.5).to(where)
+            drawn = torch.where(coin.view(-1, *[1] * (drawn.ndim - 1)), low[rows], drawn)
+        x, t = transforms.apply(plan.transform, drawn, flips, rng(seed, "transform", k)), phase.targets[rows]
         offsets = phase.offsets[rows]
         if plan.mix != "none":
             mixed = mixing.MIXES[plan.mix](x, t, plan.mix_alpha, numpy_rng(seed, plan.mix, k))
@@ -128,13 +131,16 @@ def fit(
 
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, batch: int = 500) -> np.ndarray:
-    """uint8 (n, c, h, w) -> probabilities float64 (n, k)."""
+    """uint8 (n, c, h, w), or features (n, v, d) -> probabilities float64 (n, k), of features the mean over the views."""
     where = next(network.parameters()).device
-    logits = [network(to_float(part.to(where))).double().cpu() for part in torch.split(images, batch)]
-    return torch.cat(logits).softmax(1).numpy()
+    found = []
+    for part in torch.split(images, batch):
+        views = part.to(where).float().unbind(1) if part.ndim == 3 else [to_float(part.to(where))]
+        found.append(torch.stack([network(x).double().softmax(1) for x in views]).mean(0).cpu())
+    return torch.cat(found).numpy()
 
 
-def save(network: nn.Module, path: Path, config: Classifier, shape: tuple[int, int, int], n_classes: int, **notes: Any) -> None:
+def save(network: nn.Module, path: Path, config: Classifier, shape: Sequence[int], n_classes: int, **notes: Any) -> None:
     """Write the weights, what rebuilds the network, and `notes` into one safetensors file."""
     cosine = networks.cosine_scale(network)
     card = {"classifier": config.model_dump(), "shape": list(shape), "n_classes": n_classes, "cosine": cosine, **notes}

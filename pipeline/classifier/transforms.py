@@ -1,5 +1,7 @@
 """Augmentation of whole batches on the device: uint8 (n, c, h, w) -> float32 in [-1, 1], no Python loop over images.
 
+Features of views (n, 1 + v, d) have been moved already (inputs.py): of them one is chosen.
+
     none         x
     affine       x(A u + b): rotation, scale and shift drawn per image, one bilinear resampling per batch
     flip_affine  affine, and the mirror images that data.flips declares to keep their label
@@ -7,7 +9,8 @@
                  into chunks that share operation and strength, which leaves each image's distribution as in the paper. Before
                  it, a crop shifted by at most an eighth of the image, and mirror images
 
-Draws come from a CPU generator handed in, so that they do not depend on the device.
+Draws come from a CPU generator handed in, so that they do not depend on the device. With `shared` one draw moves all images of
+a batch alike.
 """
 
 from __future__ import annotations
@@ -19,57 +22,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.images import to_float
+from pipeline.core.images import to_float, to_uint8
+from pipeline.core.seeds import rng as stream
 
 ROTATION = 15.0  # degrees, at most, either way
 SCALE = 0.15  # relative, at most, either way
 SHIFT = 0.12  # of the image's side, at most, either way
+MIRRORED: Mapping[str, tuple[tuple[int, ...], ...]] = {"none": (), "horizontal": ((3,),), "both": ((3,), (2,), (2, 3))}
 CHUNK = 8  # images that share one operation of TrivialAugment
 
 
-def apply(name: str, images: Tensor, flips: str, rng: torch.Generator) -> Tensor:
-    """Transform `images` as `name` says. `flips`: none | horizontal | both."""
+def apply(name: str, images: Tensor, flips: str, rng: torch.Generator, *, shared: bool = False) -> Tensor:
+    """Transform `images` as `name` says. `flips`: none | horizontal | both. Of features one view is chosen: float (n, d)."""
     if name == "none":
-        return to_float(images)
+        return still(images)
+    if images.ndim == 3:
+        return _chosen(images, rng)
     if name == "affine":
-        return affine(to_float(images), rng)
+        return affine(to_float(images), rng, shared=shared)
     if name == "flip_affine":
-        return affine(flip(to_float(images), flips, rng), rng)
+        return affine(flip(to_float(images), flips, rng, shared=shared), rng, shared=shared)
     if name == "trivial":
-        return to_float(trivial(shift(flip(images, flips, rng), rng), rng))
+        moved = shift(flip(images, flips, rng, shared=shared), rng, shared=shared)
+        return to_float(trivial(moved, rng, chunk=max(1, len(images)) if shared else CHUNK))
     raise ValueError(f"transform {name!r}")
+
+
+def still(images: Tensor) -> Tensor:
+    """Images as they are, float32 in [-1, 1], or the first view of features, float (n, d)."""
+    return images[:, 0].float() if images.ndim == 3 else to_float(images)
+
+
+def view(name: str, flips: str, number: int, images: Tensor) -> Tensor:
+    """uint8 (n, c, h, w) moved as `name` says, all images by the map of this number; number 0 leaves them as they are."""
+    if number == 0 or name == "none":
+        return images
+    return to_uint8(apply(name, images, flips, stream(0, "view", name, flips, number), shared=True))
+
+
+def _chosen(views: Tensor, rng: torch.Generator) -> Tensor:
+    """float (n, d): of each row of (n, 1 + v, d) one of the views but the first, where there are some."""
+    n, several, _ = views.shape
+    if several == 1:
+        return still(views)
+    which = torch.randint(1, several, (n,), generator=rng).to(views.device)
+    return views[torch.arange(n, device=views.device), which].float()
 
 
 def _uniform(n: int, limit: float, rng: torch.Generator, where: torch.device) -> Tensor:
     return torch.rand(n, generator=rng).mul_(2).sub_(1).mul_(limit).to(where)
 
 
-def affine(x: Tensor, rng: torch.Generator) -> Tensor:
+def affine(x: Tensor, rng: torch.Generator, *, shared: bool = False) -> Tensor:
     """float (n, c, h, w), each image rotated, scaled and shifted a little; the border's pixels continue outwards."""
     n, where = len(x), x.device
-    angle = _uniform(n, math.radians(ROTATION), rng, where)
-    scale = torch.exp(_uniform(n, math.log1p(SCALE), rng, where))
+    drawn = 1 if shared else n
+    angle = _uniform(drawn, math.radians(ROTATION), rng, where)
+    scale = torch.exp(_uniform(drawn, math.log1p(SCALE), rng, where))
     # affine_grid's coordinates run from -1 to 1, so that a shift of one side is 2.
-    dx, dy = (_uniform(n, 2 * SHIFT, rng, where) for _ in range(2))
+    dx, dy = (_uniform(drawn, 2 * SHIFT, rng, where) for _ in range(2))
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
+    theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1).expand(n, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def flip(x: Tensor, flips: str, rng: torch.Generator) -> Tensor:
+def flip(x: Tensor, flips: str, rng: torch.Generator, *, shared: bool = False) -> Tensor:
     """(n, c, h, w), half of the images mirrored left to right, and for `both` half of them upside down too."""
     for dimension in {"none": (), "horizontal": (3,), "both": (3, 2)}[flips]:
-        coin = (torch.rand(len(x), generator=rng) < 0.5).to(x.device)
+        coin = (torch.rand(1 if shared else len(x), generator=rng) < 0.5).to(x.device)
         x = torch.where(coin[:, None, None, None], x.flip(dimension), x)
     return x
 
 
-def shift(x: Tensor, rng: torch.Generator) -> Tensor:
+def shift(x: Tensor, rng: torch.Generator, *, shared: bool = False) -> Tensor:
     """uint8 (n, c, h, w), each image shifted by whole pixels, at most an eighth of its side; the border's pixels continue."""
     n, _, h, w = x.shape
     limit = max(1, h // 8)
-    dy, dx = torch.randint(-limit, limit + 1, (2, n), generator=rng).to(x.device)
+    dy, dx = torch.randint(-limit, limit + 1, (2, 1 if shared else n), generator=rng).to(x.device).expand(2, n)
     rows = (torch.arange(h, device=x.device) + dy[:, None]).clamp_(0, h - 1)
     columns = (torch.arange(w, device=x.device) + dx[:, None]).clamp_(0, w - 1)
     batch = torch.arange(n, device=x.device)[:, None, None]
@@ -118,10 +148,10 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def trivial(x: Tensor, rng: torch.Generator) -> Tensor:
+def trivial(x: Tensor, rng: torch.Generator, chunk: int = CHUNK) -> Tensor:
     """uint8 (n, c, h, w) -> uint8; colour is left out for grey images, which have none."""
     names = OPERATIONS if x.shape[1] == 3 else OPERATIONS[:-1]
-    chunks = torch.split(x, CHUNK)
+    chunks = torch.split(x, chunk)
     which = torch.randint(len(names), (len(chunks),), generator=rng).tolist()
     strength = torch.rand(len(chunks), generator=rng).mul_(2).sub_(1).tolist()
-    return torch.cat([_operation(names[i], s)(chunk) for chunk, i, s in zip(chunks, which, strength, strict=True)])
+    return torch.cat([_operation(names[i], s)(part) for part, i, s in zip(chunks, which, strength, strict=True)])

@@ -30,6 +30,32 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().clamp(-1.0, 1.0).add(1.0).mul_(127.5).round_().byte()
 
 
+RESIZED_AT_ONCE = 256  # images, as float
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """uint8 (n, c, h, h) -> (n, c, size, size) by a bicubic filter, antialiased; as they are where they have that size."""
+    import torch
+    import torch.nn.functional as F
+
+    if images.shape[-1] == size:
+        return images
+    parts = [
+        F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+        for part in torch.split(images, RESIZED_AT_ONCE)
+    ]
+    return (
+        torch.cat([part.clamp_(0, 255).round_().byte() for part in parts])
+        if len(images)
+        else images.new_zeros((0, images.shape[1], size, size))
+    )
+
+
+def at_resolution(images: Tensor, size: int) -> Tensor:
+    """uint8 (n, c, h, h) of the same form, with no more detail than images of `size` pixels a side that were enlarged have."""
+    return images if size >= images.shape[-1] else resized(resized(images, size), images.shape[-1])
+
+
 def encode_png(image: Tensor | np.ndarray) -> bytes:
     """uint8 (c, h, w) -> PNG bytes. The same pixels always give the same bytes."""
     array = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))

@@ -36,6 +36,7 @@ from pipeline.config import Drift
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
+from pipeline.encoders import store
 from pipeline.encoders.base import Encoder
 
 UNITS = 1000  # of a class and side; more are drawn from
@@ -191,7 +192,7 @@ def _samples(old: Manifest, came: Manifest, classes: Sequence[str], seed: int, e
         sides = []
         for rows, labels, side in both:
             own = rows.where(labels == name)
-            z = encoder.features(own.images().numpy()).astype(np.float64)
+            z = store.features(own.images().numpy(), encoder).astype(np.float64)
             sides.append(units(z, own.column("group"), numpy_rng(seed, "drift", side, name)))
         made.append(Sample(np.concatenate(sides), np.repeat([False, True], [len(side) for side in sides])))
     return made

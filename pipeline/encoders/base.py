@@ -103,10 +103,26 @@ class Encoder(ABC):
 
 
 class Fixed(Encoder):
-    """Made for images of `shape` (c, h, w) alone. Equal `origin`, equal features: it is not saved, but made again."""
+    """Made for images of `shape` (c, h, w) alone. Equal `key`, equal features: it is not saved, but made again.
+
+    Features of one that is `slow` are kept by content (store.py), so that an image is looked at once.
+    """
+
+    slow: ClassVar[bool] = False
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+
+    @classmethod
+    def made(cls, shape: Shape, settings: config.Encoder) -> Self:
+        """One for images of `shape`. `settings` is the section `encoder` of params.yaml, which most need not."""
+        return cls(shape)
+
+    @property
+    def key(self) -> str:
+        """What decides its features besides the image: features of equal keys may be compared and kept together."""
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        return "-".join([name.removeprefix("pipeline.encoders."), str(self.size or "any"), self.origin.weights[:16]])
 
 
 class Fitted(Encoder):
@@ -157,13 +173,13 @@ def kind(name: str) -> type[Fixed] | type[Fitted]:
     return found
 
 
-def fixed(name: str, shape: Shape, setting: str) -> Encoder:
-    """The fixed encoder `name` for images of `shape`. Raises ConfigError for one that is fitted; `setting` is who asks."""
+def fixed(name: str, shape: Shape, settings: config.Encoder, asked_by: str) -> Fixed:
+    """The fixed encoder `name` for images of `shape`. Raises ConfigError for one that is fitted; `asked_by` is the setting."""
     found = kind(name)
     if not issubclass(found, Fixed):
         raise ConfigError(
-            f"{setting}={name!r}: this encoder learns from train rows",
+            f"{asked_by}={name!r}: this encoder learns from train rows",
             expected="one that no image of the project has shaped",
-            remedy=f"set {setting}: statistics",
+            remedy=f"set {asked_by}: statistics",
         )
-    return found(shape)
+    return found.made(shape, settings)

@@ -27,13 +27,16 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.core import weights
+from pipeline.core.images import at_resolution
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import derive, numpy_rng
+from pipeline.encoders import store
 from pipeline.encoders.base import Encoder, Fitted, Fixed, Shape, kind
 from pipeline.encoders.heads import Head
 from pipeline.errors import DataError
 
 FILE = "judges.safetensors"
+NONE = config.Encoder()
 
 
 @dataclass(frozen=True)
@@ -76,33 +79,47 @@ class Judges:
         classes: Sequence[str],
         shape: Shape,
         settings: config.Judges,
+        encoder: config.Encoder,
+        resolution: int | None,
         rows: str,
     ) -> None:
         self.judges, self.folds, self.classes = list(judges), folds, list(classes)
         self.mean, self.scale = np.zeros(1, np.float32), np.ones(1, np.float32)  # of the embeddings of train, (K, 1, d)
-        self.shape, self.settings, self.rows = shape, settings, rows
+        self.shape, self.settings, self.encoder, self.rows = shape, settings, encoder, rows
+        self.resolution = resolution
 
     @classmethod
     def fit(
-        cls, train: Manifest, classes: Sequence[str], *, settings: config.Judges, flips: str, seed: int, folder: Path
+        cls,
+        train: Manifest,
+        classes: Sequence[str],
+        *,
+        settings: config.Judges,
+        encoder: config.Encoder = NONE,
+        resolution: int | None = None,
+        flips: str,
+        seed: int,
+        folder: Path,
     ) -> Judges:
         """Fit the judges on real train rows. `folder` keeps unfinished work (hidden files) and receives what `save` writes.
 
-        `flips` is data.flips of params.yaml. Raises LeakError for a row that is not train.
+        `flips` is data.flips of params.yaml, `encoder` its section of that name. With a `resolution` judges see no more detail
+        in any image than in one of so many pixels a side. Raises LeakError for a row that is not train.
         """
         images, labels = train.training_tensors(classes, "the judges")
+        images = images if resolution is None else at_resolution(images, resolution)
         pixels, targets = images.numpy(), labels.numpy()
         folds = assign_folds(targets, train.column("group"), settings.folds, seed)
         shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
-        encoder = kind(settings.encoder)
-        given = pixels if issubclass(encoder, Fitted) else encoder(shape).features(pixels)
+        looks = kind(settings.encoder)
+        given = pixels if issubclass(looks, Fitted) else store.features(pixels, looks.made(shape, encoder))
         for k in range(settings.folds):
             file, seen = _file(folder, k), folds != k
             if file.exists():
                 continue
             place, name, own = folder / f".judge-{k}", f"judge {k + 1}/{settings.folds}", derive(seed, "judge", k)
-            if issubclass(encoder, Fitted):
-                encoder.fit(
+            if issubclass(looks, Fitted):
+                looks.fit(
                     given[seen], targets[seen], len(classes), settings=settings, flips=flips, seed=own, folder=place, name=name,
                     rows=f"train rows of this project without fold {k}",
                 ).save(file)  # fmt: skip
@@ -110,7 +127,11 @@ class Judges:
                 Head.fit(
                     given[seen], targets[seen], len(classes), settings=settings, seed=own, folder=place, name=name
                 ).save(file)  # fmt: skip
-        judges = cls(_load(folder, shape, settings), folds, classes=classes, shape=shape, settings=settings, rows=_rows(train))
+        members = _load(folder, shape, settings, encoder)
+        judges = cls(
+            members, folds, classes=classes, shape=shape, settings=settings, encoder=encoder,
+            resolution=resolution, rows=_rows(train)
+        )  # fmt: skip
         raw = judges.embed(images)
         judges.mean, judges.scale = raw.mean(1, keepdims=True), raw.std(1, keepdims=True) + np.float32(1e-6)
         judges._save_shared(folder)
@@ -128,6 +149,8 @@ class Judges:
             "classes": self.classes,
             "shape": self.shape,
             "settings": self.settings.model_dump(),
+            "encoder": self.encoder.model_dump(),
+            "resolution": self.resolution,
             "rows": self.rows,
             "origins": [asdict(judge.encoder.origin) for judge in self.judges],
         }
@@ -137,8 +160,9 @@ class Judges:
     def load(cls, folder: Path) -> Judges:
         """The judges that `save` wrote. Raises DataError where a file is missing, torn or of something else."""
         tensors, card = weights.load(folder / FILE)
-        settings, shape = config.Judges(**card["settings"]), (card["shape"][0], card["shape"][1], card["shape"][2])
-        members = _load(folder, shape, settings)
+        settings, encoder = config.Judges(**card["settings"]), config.Encoder(**card["encoder"])
+        shape = (card["shape"][0], card["shape"][1], card["shape"][2])
+        members = _load(folder, shape, settings, encoder)
         for judge, origin in zip(members, card["origins"], strict=True):
             if asdict(judge.encoder.origin) != origin:
                 raise DataError(
@@ -147,15 +171,18 @@ class Judges:
                     remedy="run the stage judges",
                 )
         folds, mean, scale = (tensors[name].numpy() for name in ("folds", "mean", "scale"))
-        judges = cls(members, folds, classes=card["classes"], shape=shape, settings=settings, rows=card["rows"])
+        judges = cls(
+            members, folds, classes=card["classes"], shape=shape, settings=settings, encoder=encoder,
+            resolution=card["resolution"], rows=card["rows"]
+        )  # fmt: skip
         judges.mean, judges.scale = mean, scale
         return judges
 
     def look(self, pixels: Tensor) -> Assessment:
         """What every judge says of uint8 images (n, c, h, w)."""
-        images = pixels.numpy()
+        images = (pixels if self.resolution is None else at_resolution(pixels, self.resolution)).numpy()
         encoders = {id(judge.encoder): judge.encoder for judge in self.judges}  # judges may share one
-        features = {key: encoder.features(images) for key, encoder in encoders.items()}
+        features = {key: store.features(images, encoder) for key, encoder in encoders.items()}
         own = [features[id(judge.encoder)] for judge in self.judges]
         probabilities = [judge.head.probabilities(z) for judge, z in zip(self.judges, own, strict=True)]
         return Assessment((np.stack(own) - self.mean) / self.scale, np.stack(probabilities))
@@ -212,12 +239,12 @@ def _file(folder: Path, k: int) -> Path:
     return folder / f"judge-{k}.safetensors"
 
 
-def _load(folder: Path, shape: Shape, settings: config.Judges) -> list[Judge]:
+def _load(folder: Path, shape: Shape, settings: config.Judges, encoder: config.Encoder) -> list[Judge]:
     """The judges of which each has its file in `folder`."""
-    encoder, files = kind(settings.encoder), [_file(folder, k) for k in range(settings.folds)]
-    if issubclass(encoder, Fitted):
-        return [Judge(one, one.head) for one in map(encoder.load, files)]
-    shared: Fixed = encoder(shape)
+    looks, files = kind(settings.encoder), [_file(folder, k) for k in range(settings.folds)]
+    if issubclass(looks, Fitted):
+        return [Judge(one, one.head) for one in map(looks.load, files)]
+    shared: Fixed = looks.made(shape, encoder)
     return [Judge(shared, Head.load(file)) for file in files]
 
 

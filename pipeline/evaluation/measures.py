@@ -15,12 +15,13 @@ that a family was fitted once, and the error of a solver or of noise behind a li
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.arms import Arm, TrainingData, recipes
+from pipeline.arms import Arm, recipes
 from pipeline.classifier.packed import Campaign, Run, train_all
 from pipeline.config import Params
 from pipeline.core.manifest import Manifest
@@ -28,7 +29,7 @@ from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import derive, numpy_rng
 from pipeline.errors import DataError
 from pipeline.evaluation.intervals import Resamples, interval, resample
-from pipeline.evaluation.score import predictions
+from pipeline.evaluation.score import Asked
 from pipeline.generators import bayes
 from pipeline.generators.shared import density
 from pipeline.generators.shared.base import GenerativeModel
@@ -42,15 +43,12 @@ def cas(params: Params, data: Prepared, pool: Manifest, folder: Path) -> dict[st
     """Classification accuracy score with its interval, None for an empty pool. `folder` keeps finished runs."""
     if len(pool) == 0:
         return None
-    train, val, classes = data.train(), data.val(), data.classes
-    arm = Arm("cas", recipes(params.classifier)[RECIPE], "unfiltered", keeps_real=False)
-    seeds, images, targets = params.measure.seeds, val.images(), val.targets(classes).numpy()
-    campaign = Campaign(
-        TrainingData.of(train, classes, pool), params.classifier, params.data.flips, derive(params.seed, "cas"),
-        images.numpy(), targets, params.engine, named(params.evaluate.metric),
-    )  # fmt: skip
+    val, seeds = data.val(), params.measure.seeds
+    campaign = replace(Campaign.of(params, data, params.modes[0], pool), seed=derive(params.seed, "cas"))
+    arm = Arm("cas", recipes(campaign.config)[RECIPE], "unfiltered", keeps_real=False)
     train_all(campaign, [Run(arm, i, folder / f"{i}.safetensors") for i in range(seeds)])
-    return _measured(predictions(folder, seeds, images, targets), val.column("group"), params)
+    asked = Asked(params, data.shape, val, val.targets(data.classes).numpy())
+    return _measured(asked.of(folder, seeds), val.column("group"), params)
 
 
 def likelihoods(params: Params, data: Prepared, model: GenerativeModel) -> dict[str, dict[str, float] | None]:
@@ -64,7 +62,7 @@ def likelihoods(params: Params, data: Prepared, model: GenerativeModel) -> dict[
     found: dict[str, dict[str, float] | None] = {"bits_per_dim": None}
     found["bayes"] = _measured(Predictions(scores.softmax(1).numpy()[None], targets), groups, params)
     if model.traits.likelihood != "none":
-        bits = density.bits_per_dim(scores[np.arange(len(rows)), targets], int(np.prod(data.shape))).numpy()
+        bits = density.bits_per_dim(scores[np.arange(len(rows)), targets], int(np.prod(model.shape))).numpy()
         weights = _resamples(targets, groups, 1, params).weights.astype(np.float64)
         found["bits_per_dim"] = interval(
             (bits @ weights / weights.sum(0))[:, None], np.ones((weights.shape[1], 1)), params.evaluate.confidence

@@ -7,9 +7,10 @@ verdict knows the direction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.encoders.base import Origin
 from pipeline.evaluation.equivalent import EquivalentImages
 from pipeline.evaluation.intervals import Interval
 
@@ -78,6 +79,7 @@ class Setting:
     confidence: float
     warnings: Sequence[str]
     params: Mapping[str, Any]
+    encoder: Origin | None = None  # of the pretrained encoder, where one is named
 
     def json(self) -> dict[str, Any]:
         return {
@@ -90,6 +92,7 @@ class Setting:
             "confidence": self.confidence,
             "warnings": list(self.warnings),
             "settings": dict(self.params),
+            **({"encoder": asdict(self.encoder)} if self.encoder else {}),
         }
 
 

@@ -11,19 +11,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.arms import recipes
+from pipeline.classifier import networks
 from pipeline.classifier import train as classifier
 from pipeline.classifier.choice import CurvePoint, PoolChoice, RealChoice
-from pipeline.config import ENSEMBLE, Params
+from pipeline.classifier.inputs import Inputs
+from pipeline.config import ENSEMBLE, Mode, Params
 from pipeline.core.manifest import Manifest
+from pipeline.core.prepared import Prepared
+from pipeline.encoders.base import Origin, fixed
 from pipeline.evaluation import equivalent, reference
 from pipeline.evaluation.equivalent import EquivalentImages
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
@@ -38,6 +43,9 @@ from pipeline.metrics.standard import AveragePrecision, BalancedAccuracy, MacroF
 PER_CLASS = ("recall", "auroc", "average_precision")
 MIN_SEEDS = 5
 MIN_GROUPS = 10
+KNOWN_WEIGHTS = "nobody can say whether test images were among these; arms that look through it are compared with one another"
+# Data sets that are known to lie in what encoders are trained on, by words in their names.
+KNOWN_TO_HOLD = {"ImageNet": ("imagenette", "imagewoof", "stl10", "stl-10", "imagenet")}
 PRETRAINED = "pretrained: it may have seen the test images, so its gain stands apart from the others"
 
 
@@ -105,10 +113,29 @@ def score(predictions: Predictions, resamples: Resamples, groups: Mapping[str, n
     return Scored(found, {name: raw[name] for name in PER_CLASS})
 
 
-def predictions(folder: Path, seeds: int, images: Tensor, targets: np.ndarray) -> Predictions:
-    """One arm's predictions of all seeds."""
-    networks = [classifier.load(folder / f"{i}.safetensors") for i in range(seeds)]
-    return Predictions(np.stack([classifier.predict(network, images) for network in networks]), targets)
+@dataclass(frozen=True)
+class Asked:
+    """Rows that classifiers are asked about, as the classifiers of each mode are handed them: each is made once."""
+
+    params: Params
+    shape: tuple[int, int, int]
+    rows: Manifest
+    targets: np.ndarray
+    made: dict[Mode, Tensor] = field(default_factory=dict)
+
+    def inputs(self, mode: Mode) -> Tensor:
+        """Images uint8 (n, c, h, w), or features (n, 1, d)."""
+        if mode not in self.made:
+            self.made[mode] = torch.from_numpy(Inputs.of(self.params, self.shape, mode).to_score(self.rows))
+        return self.made[mode]
+
+    def of(self, folder: Path, seeds: int) -> Predictions:
+        """One arm's predictions of all seeds. Raises DataError where a run is missing or torn."""
+        found = []
+        for i in range(seeds):
+            network = classifier.load(folder / f"{i}.safetensors")
+            found.append(classifier.predict(network, self.inputs(networks.mode(network))))
+        return Predictions(np.stack(found), self.targets)
 
 
 @dataclass(frozen=True)
@@ -140,12 +167,17 @@ class Reader:
         return Gain(arm, over, {name: self.interval(a[name] - b[name]) for name in a})
 
 
-def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, test: Manifest) -> Results:
+def evaluate(params: Params, prepared: Prepared, runs: Path, test: Manifest) -> Results:
     """Score the runs in `runs` on the test rows. Raises DataError where a run is missing or torn."""
     settings, seeds, metric = params.evaluate, params.arms.seeds, named(params.evaluate.metric)
+    classes, train = prepared.classes, prepared.train()
     choices = Choices.read(runs, params.pools, metric)
     chosen, baseline = choices.primary, choices.baselines[choices.primary]
-    images, targets = test.images(), test.targets(classes).numpy()
+    targets = test.targets(classes).numpy()
+    asked = Asked(params, prepared.shape, test, targets)
+    origin = (
+        fixed("pretrained", prepared.shape, params.encoder, "encoder.name").origin if params.encoder.name != "none" else None
+    )
     counts, test_counts = (rows.counts(classes).tolist() for rows in (train, test))
     members = strata(counts, settings.tail)
     resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
@@ -161,8 +193,8 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     }
     folders = {family: {arm: choices.folder(runs, family, arm) for arm in arms} for family, arms in wanted.items()}
     unique = dict.fromkeys(folder for family in (chosen, *folders) for folder in folders[family].values())
-    predicted = {folder: predictions(folder, seeds, images, targets) for folder in unique}
-    plain = reference.probabilities(train, classes, images, params.seed)
+    predicted = {folder: asked.of(folder, seeds) for folder in unique}
+    plain = reference.probabilities(params, prepared.shape, train, test, classes)
     references = {name: Predictions(p, targets) for name, p in plain.items()}
     done = _scores([*predicted.values(), *references.values()], lambda p: score(p, resamples, members, metric))
     by_folder = dict(zip([*predicted, *references], done, strict=True))
@@ -175,10 +207,12 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
     own = choices.real.best_real_arm  # what synthetic images are added to; the baseline may be `replay`
     values = {arm: one.metrics[metric.name] for arm, one in scored[chosen].items()}
     means = {name: row.mean for name, row in choices.real.validation.items()}
-    parts = equivalent.parts(means, own, choices.real.teacher, recipes(params.classifier), metric)
+    mode = choices.real.mode
+    known = {params.arm_name(mode, arm): recipe for arm, recipe in recipes(params.in_mode(mode)).items()}
+    parts = equivalent.parts(means, own, choices.real.teacher, known, metric) | _encoder_part(params, means, metric)
     equal = None
     if points := choices.real.curve:
-        of_points = [predictions(runs / "real/curve" / str(p.extra), seeds, images, targets) for p in points]
+        of_points = [asked.of(runs / "real/curve" / str(p.extra), seeds) for p in points]
         curve = [values[own], *(metric.resample(p, resamples.weights) for p in of_points)]
         equal = EquivalentImages.of(points, curve, values["synthetic"], resamples, settings.confidence, metric)
     arms = {name: reader.arm(one, present) for name, one in scored[chosen].items()}
@@ -199,13 +233,27 @@ def evaluate(params: Params, classes: list[str], runs: Path, train: Manifest, te
             choice=_choice(choices),
             seeds=seeds,
             confidence=settings.confidence,
+            encoder=origin,
             warnings=[
                 *_warnings(params, classes, counts, test, choices),
+                *_known_weights(params, origin),
                 *_better_references(arms[baseline], of_references, metric),
             ],
             params=params.model_dump(mode="json", by_alias=True, exclude={"engine"}),
         ),
     )
+
+
+def _encoder_part(params: Params, means: Mapping[str, float], metric: Metric) -> dict[str, tuple[str, str]]:
+    """What the encoder alone is worth: the best real-only arm with it, and that without; {} unless both were trained."""
+    best = {}
+    for mode in params.modes:
+        own = {arm: mean for arm, mean in means.items() if arm.startswith(params.arm_name(mode, ""))}
+        best[mode] = metric.best(own)
+    with_encoder = [arm for mode, arm in best.items() if mode != "scratch"]
+    if "scratch" not in best or not with_encoder:
+        return {}
+    return {"encoder": (metric.best({arm: means[arm] for arm in with_encoder}), best["scratch"])}
 
 
 def _scores(all_of_them: Sequence[Predictions], one: Callable[[Predictions], Scored]) -> list[Scored]:
@@ -257,6 +305,19 @@ def _warnings(params: Params, classes: list[str], counts: Sequence[int], test: M
         elif not traits.sources_known:
             out.append(f"{name}: nobody can say whether test images took part in making its images")
     return out
+
+
+def _known_weights(params: Params, origin: Origin | None) -> list[str]:
+    """What a reader must know of the encoder: which images shaped it, and whether these data are known to lie among them."""
+    if origin is None:
+        return []
+    data = f"{params.data.name} {params.data.path}".lower()
+    for images, names in KNOWN_TO_HOLD.items():
+        if images in origin.trained_on and (found := next((name for name in names if name in data), None)):
+            return [
+                f"{params.encoder.name} was trained on {origin.trained_on}, which holds images of {found}: it knows test images"
+            ]
+    return [f"{params.encoder.name} was trained on {origin.trained_on}: {KNOWN_WEIGHTS}"]
 
 
 def _better_references(baseline: ArmResult, references: Mapping[str, ArmResult], metric: Metric) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.core.images import to_float
+from pipeline.core.images import resized, to_float
 from pipeline.core.seeds import rng
 from pipeline.generators.shared import density
 from pipeline.generators.shared.base import GenerativeModel, HasEnergy, HasLogProb
@@ -36,9 +36,10 @@ def has_posterior(model: GenerativeModel) -> bool:
 def log_likelihoods(model: GenerativeModel, images: Tensor, n_classes: int, *, seed: int) -> Tensor:
     """log p(x | y), or -E(x, y), of uint8 images (n, c, h, w) under every class, float64 (n, k).
 
-    Images are dequantised at one place in the cells, which `seed` decides, so that none depends on its neighbours. Shows
-    progress.
+    Images are brought to the model's size, and dequantised at one place in the cells, which `seed` decides, so that none
+    depends on its neighbours. Shows progress.
     """
+    images = resized(images, model.shape[1])
     place = torch.rand(images.shape[1:], generator=rng(seed, "dequantise"))
     x = density.within(to_float(images), place)
     columns = [torch.full((BATCH,), c) for c in range(n_classes)]

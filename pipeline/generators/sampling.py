@@ -85,11 +85,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What writes shards of the pool of `family`. The model is loaded at the first image, by the process that makes it."""
+    """What writes shards of the pool of `family`, images of `size` pixels a side, where one is given.
+
+    The model is loaded at the first image, by the process that makes it.
+    """
 
     load: Callable[[], GenerativeModel]
     family: str
     classes: list[str]
+    size: int | None
 
     @cached_property
     def model(self) -> GenerativeModel:
@@ -105,6 +109,7 @@ class Sampler:
                 f"{self.family} sampled values that are not finite", remedy=f"lower lr in section {self.family} of params.yaml"
             )
         made = images.to_uint8(sampled)
+        made = images.resized(made, self.size or made.shape[-1])
         manifest = Manifest.from_columns(
             sample_id=plan.ids, image=images.encode_all(made), label=np.array(self.classes)[labels.numpy()],
             split=["train"] * n, group=plan.ids, origin=["synthetic"] * n, generator=[self.family] * n, seed=plan.seeds,
@@ -118,9 +123,12 @@ class Sampler:
 
 def write_pool(
     load: Callable[[], GenerativeModel], family: str, plan: Plan, classes: list[str], folder: Path, *, shard_images: int,
-    where: Engine,
+    where: Engine, size: int | None = None,
 ) -> None:  # fmt: skip
-    """Write part-00000.parquet … into `folder`; shards that are already there are kept. `load` gives the model of `family`."""
+    """Write part-00000.parquet … into `folder`; shards that are already there are kept. `load` gives the model of `family`.
+
+    Images have `size` pixels a side; as the model makes them where it is None.
+    """
     starts = range(0, max(1, len(plan)), shard_images)
     shards = [Shard(folder / f"part-{k:05d}.parquet", plan.part(i, i + shard_images)) for k, i in enumerate(starts)]
     todo = [shard for shard in shards if not shard.file.exists()]
@@ -133,4 +141,4 @@ def write_pool(
         bar.update(made)
 
     with bar:
-        engine.spread(Sampler(load, family, classes).write, todo, where, usual=1, threads=0, count=count)
+        engine.spread(Sampler(load, family, classes, size).write, todo, where, usual=1, threads=0, count=count)

@@ -114,7 +114,11 @@ def render(sources: Sources, out: Path) -> str:
         check_names=words.CHECKS,
         settings=_settings(details.get("settings", {})),
         versions=[("python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)],
-        hashes=[(f"{sources.prepared}", info.get("fingerprint") or numbers.NONE), *_pool_hashes(families)],
+        hashes=[
+            (f"{sources.prepared}", info.get("fingerprint") or numbers.NONE),
+            *_pool_hashes(families),
+            *_encoder_hash(details),
+        ],
         paths={"details": str(sources.evaluation / "details.json"), "metrics": str(sources.metrics)},
     )
 
@@ -353,6 +357,14 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _encoder_hash(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """The encoder with what it was trained on and its licence, and the hash of its weights; [] where none is named."""
+    if not (found := details.get("encoder")):
+        return []
+    name = details.get("settings", {}).get("encoder", {}).get("name")
+    return [(f"{name}, trained on {found['trained_on']}, licence {found['licence']}", str(found["weights"]))]
 
 
 def _pool_hashes(families: list[Family]) -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def is_synthetic(arm: str) -> bool:
 def in_order(arms: Iterable[str]) -> list[str]:
     """Arms in the order in which they are explained; unknown ones after."""
     order = {name: i for i, name in enumerate(words.ARMS)}
-    return sorted(arms, key=lambda a: (order.get(a, len(order)), a))
+    return sorted(arms, key=lambda a: (order.get(a.rpartition(":")[2], len(order)), a))
 
 
 def headline_figure(gain: Interval, said: str) -> tuple[Markup, Markup]:
@@ -101,7 +101,7 @@ def forest(gains: Mapping[tuple[str, str], Interval], metric: str, best: str) ->
         [
             Row(
                 name=arm,
-                note=words.ARMS.get(arm, ""),
+                note=words.arm(arm),
                 figure=figures.interval(scale, row, synthetic=is_synthetic(arm), said=f"{arm}: {points(row.estimate)} points"),
                 value=points(row.estimate),
                 spread=points_range(row),
@@ -154,7 +154,7 @@ def metric_names(arms: Mapping[str, Mapping[str, object]], primary: str) -> list
 def arm_rows(arms: Mapping[str, Mapping[str, object]], names: Sequence[str], best: str) -> list[ArmRow]:
     """The table of arms."""
     tags = {best: "best real-only", "synthetic": "under test"}
-    return [ArmRow(arm, words.ARMS.get(arm, ""), tags.get(arm, ""), _cells(arms[arm], names)) for arm in in_order(arms)]
+    return [ArmRow(arm, words.arm(arm), tags.get(arm, ""), _cells(arms[arm], names)) for arm in in_order(arms)]
 
 
 def _cells(values: Mapping[str, object], names: Sequence[str]) -> list[tuple[str, str]]:

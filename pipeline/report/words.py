@@ -39,6 +39,14 @@ ARMS = {
     "synthetic_only": "no real image at all (classification accuracy score)",
 }
 
+
+def arm(name: str) -> str:
+    """What an arm is; one of several modes of the classifier is called `mode:arm`."""
+    mode, _, own = name.rpartition(":")
+    note = ARMS.get(own, "")
+    return f"{mode}: {note}" if mode and note else note
+
+
 COLUMNS = {  # of the tables, beside the metrics that can decide
     "tail_recall": "tail recall",
     "middle_recall": "middle recall",
@@ -118,6 +126,7 @@ PARTS = {
         "what the synthetic fraction and the labels give with train images in the place of new ones",
     ),
     "new_content": ("New content", "what only the new images give"),
+    "encoder": ("Encoder", "what a pretrained encoder gives with no synthetic image, to compare with: no part of the gain"),
 }
 
 

@@ -245,5 +245,10 @@ def device() -> torch.device:
 
 def autocast(precision: str, where: torch.device) -> torch.autocast:
     """bf16 if the hardware multiplies it (`auto`), always (`bf16`) or never (`fp32`)."""
-    fast = where.type != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
+    fast = precision == "bf16" or (precision == "auto" and multiplies_bf16(where))
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def multiplies_bf16(where: torch.device) -> bool:
+    """Whether the hardware multiplies bf16."""
+    return where.type != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

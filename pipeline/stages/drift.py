@@ -30,7 +30,7 @@ def run(params: Params, prepared: Path, out: Path) -> None:
     before = known or prepared
     files = [place / name for place in (before, prepared) for name in ROWS]
     with work.resumable(out, params.seed, params.drift.model_dump(), *files) as folder:
-        encoder = fixed(params.drift.encoder, present.shape, "drift.encoder")
+        encoder = fixed(params.drift.encoder, present.shape, params.encoder, "drift.encoder")
         found = drift.compare(Prepared(before), present, params.drift, params.seed, encoder)
         # The entries are put in place in the order of their names, and drift.json says of which version `before` is the past:
         # whenever this process is killed, `_compared_with` finds the same version again.

@@ -16,7 +16,7 @@ from pipeline.generators import registry
 def run(params: Params, prepared: Path, runs: Path, metrics: Path, gains: Path, out: Path) -> None:
     """Write `metrics` (JSON), `gains` (CSV) and details.json into `out`."""
     data = Prepared(prepared)
-    results = evaluate(registry.resolved(params), data.classes, runs, data.train(), data.test())
+    results = evaluate(registry.resolved(params), data, runs, data.test())
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["arm", "metric", "estimate", "low", "high"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config import Params, Section, parse
 from pipeline.core import work
-from pipeline.core.images import to_float
+from pipeline.core.images import resized, to_float
 from pipeline.core.prepared import Prepared
 from pipeline.errors import ConfigError
 from pipeline.generators import registry
@@ -24,10 +24,10 @@ def run(params: Params, family: str, prepared: Path, reference: Path, out: Path,
 
     A killed fit goes on at its last checkpoint. Raises ConfigError where the processes cannot share a batch evenly.
     """
-    settings = registry.settings(params, family)
+    settings, size = registry.settings(params, family), params.generator_size
     processes = _processes(params.fit.processes, family, getattr(settings, "batch_images", 0))
     inputs = (reference / "train.parquet", reference / "dataset.json", Prepared(prepared).input_of(family))
-    with work.resumable(out, params.seed, settings.model_dump(), processes, *inputs) as folder:
+    with work.resumable(out, params.seed, settings.model_dump(), processes, size, *inputs) as folder:
         checkpoints = folder / CHECKPOINTS
         checkpoints.mkdir(exist_ok=True)
         rows = len(
@@ -35,9 +35,9 @@ def run(params: Params, family: str, prepared: Path, reference: Path, out: Path,
         )
         with costs.noted(cost, images=rows, resumed=any(checkpoints.iterdir())):
             if processes == 1:
-                _fit(family, settings, params.seed, prepared, reference, folder)
+                _fit(family, settings, params.seed, size, prepared, reference, folder)
             else:
-                given = json.dumps([family, settings.model_dump(), params.seed, str(prepared), str(reference)])
+                given = json.dumps([family, settings.model_dump(), params.seed, size, str(prepared), str(reference)])
                 parallel.launch(__name__, processes, folder, given)
 
 
@@ -56,22 +56,27 @@ def _processes(asked: int, family: str, batch: int) -> int:
     return asked
 
 
-def _fit(family: str, settings: Section, seed: int, prepared: Path, reference: Path, folder: Path) -> None:
-    """Fit and save the model in `folder`: alone, or as one of the processes that share batches."""
+def _fit(family: str, settings: Section, seed: int, size: int, prepared: Path, reference: Path, folder: Path) -> None:
+    """Fit and save the model in `folder`: alone, or as one of the processes that share batches.
+
+    Train rows are brought to `size` pixels a side; rows made elsewhere stay as they are.
+    """
     data, kind = Prepared(reference), registry.family(family)
-    rows = data.train() if kind.traits.sources_known else Prepared(prepared).external()
+    own = kind.traits.sources_known
+    rows = data.train() if own else Prepared(prepared).external()
     images, labels = rows.training_tensors(data.classes, f"the generator {family}")
-    model = kind(settings, shape=data.shape, n_classes=len(data.classes))
-    model.fit(to_float(images), labels, seed=seed, folder=folder / CHECKPOINTS)
+    side = size if own else data.shape[1]
+    model = kind(settings, shape=(data.shape[0], side, side), n_classes=len(data.classes))
+    model.fit(to_float(resized(images, side)), labels, seed=seed, folder=folder / CHECKPOINTS)
     if parallel.rank() == 0:
         model.save(folder)
 
 
 def _joined(folder: Path, given: str) -> int:
     """One of the processes that `run` launches; the exit status."""
-    family, values, seed, prepared, reference = json.loads(given)
+    family, values, seed, size, prepared, reference = json.loads(given)
     settings = parse(registry.family(family).Config, values, family)
-    return parallel.joined(lambda: _fit(family, settings, seed, Path(prepared), Path(reference), folder), folder)
+    return parallel.joined(lambda: _fit(family, settings, seed, size, Path(prepared), Path(reference), folder), folder)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ def run(params: Params, prepared: Path, out: Path) -> None:
     """Write the files of pipeline.encoders.judges into `out`."""
     data = Prepared(prepared)
     settings = params.judges
-    decided_by = (params.seed, params.data.flips, settings.model_dump(), data.classes, prepared / "train.parquet")
+    lower = params.generator_size if params.generator_size < data.shape[1] else None
+    sections = [section.model_dump() for section in (settings, params.encoder)]
+    decided_by = (params.seed, params.data.flips, sections, lower, data.classes, prepared / "train.parquet")
     with work.resumable(out, *decided_by) as folder:
-        Judges.fit(data.train(), data.classes, settings=settings, flips=params.data.flips, seed=params.seed, folder=folder)
+        Judges.fit(
+            data.train(), data.classes, settings=settings, encoder=params.encoder, resolution=lower, flips=params.data.flips,
+            seed=params.seed, folder=folder,
+        )  # fmt: skip

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pipeline.arms import accepted_rows
 from pipeline.classifier import curve, selection
+from pipeline.classifier.choice import RealChoice
+from pipeline.classifier.inputs import Inputs
 from pipeline.classifier.packed import Campaign
 from pipeline.config import ENSEMBLE, Params
 from pipeline.core import work
@@ -28,21 +30,18 @@ def run(
     For the family `ensemble`, `pool` and `checked` are the folders of all families; nothing is written where it is not wanted.
     """
     data = Prepared(prepared)
-    settings = (
-        params.seed,
-        params.data.flips,
-        params.classifier.model_dump(),
-        params.arms.model_dump(),
-        params.evaluate.metric,
-    )
+    sections = (params.encoder, params.classifier, params.frozen, params.arms)
+    settings = (params.seed, params.data.flips, [section.model_dump() for section in sections], params.evaluate.metric)
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     if family is None:
         reserve = [prepared / "reserve.parquet"] if params.arms.curve else []
         with work.resumable(out, settings, *rows, *reserve) as folder:
-            shared = Campaign.of(params, data)
+            modes = [Campaign.of(params, data, mode) for mode in params.modes]
             if params.arms.curve:
-                shared = curve.with_reserve(shared, data, most=max(params.arms.curve))
-            selection.real_only(shared, params.arms, folder)
+                looks = [Inputs.of(params, data.shape, shared.mode).to_learn for shared in modes]
+                most = max(params.arms.curve)
+                modes = [curve.with_reserve(shared, data, most, look) for shared, look in zip(modes, looks, strict=True)]
+            selection.real_only(modes, params.arms, folder)
         return
     if pool is None or checked is None or real is None:
         raise InputError(f"train --family {family}", expected="--pool, --checked and --real as well")
@@ -52,5 +51,5 @@ def run(
         if family == ENSEMBLE and family not in params.pools:
             return
         images = Manifest.read(*pools)
-        shared = Campaign.of(params, data, images, accepted_rows(images, verified))
+        shared = Campaign.of(params, data, RealChoice.read(real).mode, images, accepted_rows(images, verified))
         selection.with_pool(shared, params.arms, real, folder, fill_to=params.sample.fill_to)

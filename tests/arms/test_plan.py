@@ -28,6 +28,7 @@ def test_a_plan_cannot_say_how_many_steps_there_are() -> None:
         "margin",
         "cosine",
         "mix",
+        "low",
         "mix_alpha",
         "deferred",
     }

@@ -37,6 +37,7 @@ def test_what_is_written_is_read_again(choice: RealChoice | PoolChoice, tmp_path
 def test_the_file_has_these_keys(tmp_path: Path) -> None:
     REAL.write(tmp_path)
     assert json.loads((tmp_path / "choice.json").read_text()) == {
+        "mode": "scratch",
         "best_real_arm": "augment",
         "teacher": "real",
         "validation": {"augment": {"scores": [0.5, 0.75], "mean": 0.625}, "real": {"scores": [0.5, 0.5], "mean": 0.5}},

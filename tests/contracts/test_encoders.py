@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from helpers.judged import SETTINGS
+from pipeline import config
 from pipeline.encoders.base import Encoder, Fitted, Fixed, Shape, kind
 from pipeline.errors import DataError
 from pipeline.registry import ENCODERS
 from pipeline.runtime import training
 
 SHAPES = [(1, 4, 4), (1, 8, 8), (3, 16, 16), (3, 33, 33), (1, 64, 64)]
+LITE0 = config.Encoder(name="tf_efficientnet_lite0.in1k", size=32)
 FITTED = [name for name in ENCODERS.ours if issubclass(kind(name), Fitted)]
 
 
@@ -25,11 +27,16 @@ def images(shape: Shape, n: int = 24, seed: int = 0) -> np.ndarray:
 def make(name: str, shape: Shape, folder: Path) -> Encoder:
     found = kind(name)
     if issubclass(found, Fixed):
-        return found(shape)
+        return found.made(shape, LITE0)
     few = SETTINGS.model_copy(update={"steps": 3})
     return found.fit(
         images(shape), np.arange(24) % 3, 3, settings=few, flips="none", seed=0, folder=folder, name="fit", rows="noise"
     )  # fmt: skip
+
+
+def slow(encoder: Encoder) -> bool:
+    """Whether others trained it."""
+    return isinstance(encoder, Fixed) and encoder.slow
 
 
 @pytest.fixture(scope="module", params=[(name, shape) for name in ENCODERS.ours for shape in SHAPES], ids=str)
@@ -55,7 +62,10 @@ def test_features_are_those_of_the_image_alone(encoder: Encoder, monkeypatch: py
     z = encoder.features(own)
 
     def same(part: np.ndarray, rows: np.ndarray) -> None:
-        np.testing.assert_allclose(part, z[rows], rtol=1e-5, atol=1e-5)
+        if slow(encoder):  # in bf16
+            assert (np.linalg.norm(part - z[rows], axis=1) < 0.05 * np.linalg.norm(z[rows], axis=1)).all()
+        else:
+            np.testing.assert_allclose(part, z[rows], rtol=1e-5, atol=1e-5)
 
     turned, every = np.arange(24)[::-1], np.arange(24)
     same(encoder.features(own[turned]), turned)
@@ -85,17 +95,17 @@ def test_images_of_another_form_are_refused_in_one_line(encoder: Encoder) -> Non
 
 def test_an_encoder_says_where_it_comes_from_and_what_it_looks_at(encoder: Encoder) -> None:
     assert encoder.origin.trained_on and encoder.origin.licence
-    assert bool(encoder.origin.weights) == isinstance(encoder, Fitted)
+    assert bool(encoder.origin.weights) == (isinstance(encoder, Fitted) or slow(encoder))
     assert encoder.interpolation in ("none", "area", "bilinear", "bicubic")
     assert (encoder.size is None) == (encoder.interpolation == "none")
-    assert len(encoder.normalisation.mean) == len(encoder.normalisation.deviation) in (1, encoder.shape[0])
+    assert len(encoder.normalisation.mean) == len(encoder.normalisation.deviation) in (1, 3, encoder.shape[0])
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS.ours if name not in FITTED])
 def test_it_looks_at_no_more_than_it_says(name: str) -> None:
     """Twice as large by repeating pixels is the same image, for what averages down to its size."""
-    size = make(name, (1, 8, 8), Path()).size
-    if size is None:
+    size, how = make(name, (1, 8, 8), Path()).size, make(name, (1, 8, 8), Path()).interpolation
+    if size is None or how != "area":
         return
     small = images((3, size, size))
     z = [make(name, (3, *own.shape[2:]), Path()).features(own) for own in (small, small.repeat(2, 2).repeat(2, 3))]

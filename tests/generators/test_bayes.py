@@ -17,12 +17,16 @@ class Normal:
 
     means = torch.tensor([-0.1, 0.1, 0.5], dtype=torch.float64)
 
+    shape = (1, 1, 1)
+
     def log_prob(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -0.5 * ((images.flatten().double() - self.means[labels]) / 0.1).square()
 
 
 class Joint:
     """E(x, y) of a joint energy."""
+
+    shape = (1, 1, 1)
 
     def energy(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -Normal().log_prob(images, labels)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
-from torch import Tensor
 
+from pipeline.config import Params
 from pipeline.core.manifest import Manifest
+from pipeline.encoders.base import Shape
 from pipeline.evaluation import reference
 
 Known = dict[tuple[object, ...], Mapping[str, np.ndarray]]
@@ -22,10 +23,13 @@ def references() -> Iterator[Known]:
     """
     fitted, known = reference.probabilities, Known()
 
-    def probabilities(train: Manifest, classes: list[str], images: Tensor, seed: int) -> Mapping[str, np.ndarray]:
-        asked = repr(train.table.to_pylist()), tuple(classes), images.numpy().tobytes(), seed
+    def probabilities(
+        params: Params, shape: Shape, train: Manifest, test: Manifest, classes: list[str]
+    ) -> Mapping[str, np.ndarray]:
+        rows = [repr(part.table.to_pylist()) for part in (train, test)]
+        asked = (*rows, tuple(classes), shape, params.seed, params.encoder)
         if asked not in known:
-            known[asked] = fitted(train, classes, images, seed)
+            known[asked] = fitted(params, shape, train, test, classes)
         return {name: values.copy() for name, values in known[asked].items()}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from helpers import digits_project, toy_metric
 from pipeline import config
@@ -60,13 +59,17 @@ def read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text()))
 
 
+def asked(rows: Manifest, targets: np.ndarray) -> score.Asked:
+    return score.Asked(digits_project.params(), (1, 8, 8), rows, targets)
+
+
 def test_validation_chooses_by_it(trained: tuple[str, Path], folder: Path) -> None:
     name, runs = trained
     metric, val = named(name), Prepared(folder / "prepared").val()
     real, pool = read(runs / "real/choice.json"), read(runs / "naive/choice.json")
     targets, found = val.targets(digits_project.CLASSES).numpy(), {}
     for arm, row in real["validation"].items():
-        predicted = score.predictions(runs / "real" / arm, 2, val.images(), targets)
+        predicted = asked(val, targets).of(runs / "real" / arm, 2)
         assert row["scores"] == [metric.score(p, targets) for p in predicted.probabilities]
         found[arm] = row["mean"]
     least, most = min(found.values()), max(found.values())
@@ -81,13 +84,14 @@ def evaluated(trained: tuple[str, Path], folder: Path, tmp_path: Path, monkeypat
     name, runs = trained
 
     def run(**right: float) -> Found:
-        def made(place: Path, seeds: int, images: Tensor, targets: np.ndarray) -> Predictions:
+        def made(asked: score.Asked, place: Path, seeds: int) -> Predictions:
+            targets = asked.targets
             place_in_class = [np.flatnonzero(np.flatnonzero(targets == y) == i)[0] for i, y in enumerate(targets)]
             told = np.array(place_in_class) < 20 * right.get(place.name, 0.6)
             guess = np.where(told, targets, (targets + 1) % 10)
             return Predictions(np.tile(np.eye(10)[guess] * 0.8 + 0.02, (seeds, 1, 1)), targets)
 
-        monkeypatch.setattr(score, "predictions", made)
+        monkeypatch.setattr(score.Asked, "of", made)
         metrics, gains = tmp_path / "metrics.json", tmp_path / "gains.csv"
         evaluate.run(params(name), folder / "prepared", runs, metrics, gains, tmp_path / "evaluation")
         return read(metrics), gains.read_text().splitlines(), read(tmp_path / "evaluation/details.json")
@@ -140,7 +144,7 @@ def test_a_family_is_measured_by_it(name: str, folder: Path, tmp_path: Path, mon
     settings = params(name, measure={"seeds": 2})
     found = measures.cas(settings, data, Manifest.read(folder / "pools/naive"), tmp_path)
     targets = data.val().targets(data.classes).numpy()
-    predicted = score.predictions(tmp_path, 2, data.val().images(), targets)
+    predicted = asked(data.val(), targets).of(tmp_path, 2)
     assert found is not None
     assert found["estimate"] == pytest.approx(
         np.mean([named(name).score(p, targets) for p in predicted.probabilities]), abs=1e-6
@@ -163,7 +167,7 @@ def test_choices_are_made_anew_for_another_metric(folder: Path, tmp_path: Path, 
     (value,) = read(tmp_path / "real/choice.json")["validation"]["real"]["scores"]
     val = Prepared(folder / "prepared").val()
     targets = val.targets(digits_project.CLASSES).numpy()
-    (p,) = score.predictions(tmp_path / "real/real", 1, val.images(), targets).probabilities
+    (p,) = asked(val, targets).of(tmp_path / "real/real", 1).probabilities
     assert value == named("error_rate").score(p, targets) != named("worst_class_recall").score(p, targets)
 
 

@@ -204,7 +204,7 @@ def test_an_encoder_of_another_package_is_taken_by_its_name(monkeypatch: pytest.
     """No file of the project knows `brightness`: its entry point does."""
     versions()
     with pytest.raises(
-        ConfigError, match=r"drift\.encoder='brightness'; expected one of small, statistics, pixels, thumbnails;"
+        ConfigError, match=r"drift\.encoder='brightness'; expected one of small, statistics, pixels, thumbnails, pretrained;"
     ):
         parse(Drift, params().drift.model_dump() | {"encoder": "brightness"}, "drift")
     point = EntryPoint("brightness", "helpers.brightness:Brightness", "tailforge.encoders")

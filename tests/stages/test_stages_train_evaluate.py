@@ -20,6 +20,7 @@ import torch
 from helpers import digits_project
 from pipeline import config
 from pipeline.arms import Arm, accepted_rows, recipe_of, recipes
+from pipeline.arms.data import pixels
 from pipeline.classifier import curve, selection
 from pipeline.classifier import train as classifier
 from pipeline.classifier.choice import Scores
@@ -133,7 +134,7 @@ def test_the_teacher_is_the_mean_of_the_best_real_only_runs(project: Project, mo
 @pytest.mark.parametrize("name", ["logit_adjustment", "augment", "cutmix", "mixup"])
 def test_train_images_are_augmented_and_mixed_as_the_teachers_recipe_does(name: str, project: Project) -> None:
     pool = Manifest.read(project.folder / "pools/naive")
-    shared = Campaign.of(PARAMS, Prepared(project.prepared), pool)
+    shared = Campaign.of(PARAMS, Prepared(project.prepared), "scratch", pool)
     recipe, n = recipes(PARAMS.classifier)[name], PARAMS.classifier.distillation_images
     made, targets = augmented(shared, recipe)
     train = shared.data
@@ -348,7 +349,7 @@ def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taug
     assert set(found["validation"]) == {"real", "augment", "self_distillation"}
     for arm in ("real", "augment"):  # as if there were no student
         assert contents(runs / arm) == contents(done.runs / "real" / arm)
-    shared = Campaign.of(TAUGHT, Prepared(taught.prepared))
+    shared = Campaign.of(TAUGHT, Prepared(taught.prepared), "scratch")
     as_they_are = shared.data.images
     shared = taught_by(shared, runs_of(Arm("augment", recipes(TAUGHT.classifier)["augment"]), range(2), runs / "augment"))
     known = {image.tobytes() for image in as_they_are}
@@ -363,7 +364,7 @@ def test_self_distillation_is_the_student_of_the_best_recipe(done: Project, taug
 def test_a_point_of_the_student_s_curve_has_a_teacher_of_the_same_rows(taught: Project) -> None:
     runs, data = taught.runs / "real/curve/2", Prepared(taught.prepared)
     assert set(contents(taught.runs / "real/curve")) == {f"2/{p}{i}.safetensors" for p in ("", "teacher/") for i in range(2)}
-    shared = curve.with_reserve(Campaign.of(TAUGHT, data), data, most=2)
+    shared = curve.with_reserve(Campaign.of(TAUGHT, data, "scratch"), data, most=2, look=pixels)
     here = replace(shared, data=shared.data.enlarged(2))
     arm = Arm("curve/2/teacher", recipes(TAUGHT.classifier)["augment"])
     teacher = Run(arm, 0, taught.folder / "again/teacher/0.safetensors")
@@ -379,7 +380,7 @@ def test_synthetic_images_alone_are_treated_as_the_teacher_treats_real_ones(taug
     pool, checked = (taught.folder / name / "naive" for name in ("pools", "checked"))
     rows = Manifest.read(pool)
     accepted = accepted_rows(rows, [checked / "images.parquet"])
-    shared = Campaign.of(TAUGHT, Prepared(taught.prepared), rows, accepted)
+    shared = Campaign.of(TAUGHT, Prepared(taught.prepared), "scratch", rows, accepted)
     recipe = recipes(TAUGHT.classifier)["augment"]
     run = Run(Arm("synthetic_only", recipe, "accepted", keeps_real=False), 0, taught.folder / "again/only/0.safetensors")
     shared.execute(run, lambda _: None)

@@ -303,6 +303,25 @@ def test_init_reads_settings_off_a_folder(photographs: Path, tmp_path: Path, com
     assert "prepare" in command("dvc", "stage", "list", "--name-only", cwd=made).stdout.split()
 
 
+def test_larger_images_are_looked_at_through_an_encoder_where_there_is_one(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("cat", "black dog"):
+        for i in range(9):
+            Image.new("RGB", (300, 90 + i), (i, 99, 0)).save(photographs / label / f"large{i}.png")
+    values, _ = survey.survey(photographs, train_share=0.5)
+    assert (values["data.image_size"], values["fit.image_size"]) == (224, 32)
+    assert (values["encoder.name"], values["classifier.mode"]) == ("tf_efficientnet_lite0.in1k", "frozen")
+    assert "through tf_efficientnet_lite0.in1k (ImageNet)" in survey.why(values)
+    params = config.resolved(config.values(settings.initial(values)))
+    assert params.judges.encoder == "pretrained" and params.generator_size == 32
+    assert settings.start("flow_matching", params).model_dump() == survey_start("flow_matching", 32)
+    monkeypatch.setattr(survey, "find_spec", lambda _: None)
+    values, _ = survey.survey(photographs, train_share=0.5)
+    assert values["data.image_size"] == 32 and "encoder.name" not in values
+    assert "pip install 'tailforge[encoder]'" in survey.why(values)
+
+
 def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 7).save(tmp_path / "a.png")
     text = io.StringIO()
