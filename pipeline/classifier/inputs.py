@@ -23,7 +23,7 @@ from pipeline.config import Mode, Params
 from pipeline.core.images import at_resolution
 from pipeline.core.manifest import Manifest
 from pipeline.encoders import store
-from pipeline.encoders.base import Fixed, Shape, fixed
+from pipeline.encoders.base import Fixed, Shape, fixed, source_hash
 from pipeline.encoders.store import STILL
 
 
@@ -42,7 +42,8 @@ class Inputs:
         if mode == "scratch":
             return cls(None, None, {}, {})
         name, flips = params.classifier.augment, params.data.flips
-        moved = {f"{name}-{flips}-{i}": partial(transforms.view, name, flips, i) for i in range(1, params.frozen.views + 1)}
+        code, numbers = source_hash(transforms.__name__), range(1, params.frozen.views + 1)
+        moved = {f"{name}-{flips}-{code}-{i}": partial(transforms.view, name, flips, i) for i in numbers}
         encoder = fixed("pretrained", shape, params.encoder, "classifier.mode=frozen")
         mirrored = {
             f"mirrored-{'-'.join(map(str, axes))}": partial(torch.flip, dims=axes) for axes in transforms.MIRRORED[flips]
@@ -57,8 +58,8 @@ class Inputs:
         """Of rows that a classifier is trained on, with all views."""
         views = self.learned_from
         if self.resolution is not None:
-            lower = partial(at_resolution, size=self.resolution)
-            views = {f"{name}-at-{self.resolution}": partial(_then, lower, move) for name, move in views.items()}
+            lower, code = partial(at_resolution, size=self.resolution), source_hash(at_resolution.__module__)
+            views = {f"{name}-at-{self.resolution}-{code}": partial(_then, lower, move) for name, move in views.items()}
         if self.encoder is not None:
             return store.embed(rows, self.encoder, views)
         images = rows.images()

@@ -4,7 +4,8 @@
     features    float32 (n, d), finite; d is one number for an encoder and a form of image
 
 A row of features is a function of its image and the encoder alone: neither the other images of a batch, nor their order, nor
-the number of threads changes it, but for the rounding of sums in float32. So features may be kept by the hash of an image.
+the number of threads changes it, but for the rounding of its sums, which a pretrained one does in bf16. So features may be kept
+by the hash of an image.
 
 An encoder says what it looks at (`size`, `interpolation`, `normalisation`) and where it comes from (`origin`). There are two
 kinds, and the table ENCODERS of pipeline/registry.py has classes of both:
@@ -19,6 +20,8 @@ thumbnails cost no more than they compute.
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,8 +124,8 @@ class Fixed(Encoder):
     @property
     def key(self) -> str:
         """What decides its features besides the image: features of equal keys may be compared and kept together."""
-        name = f"{type(self).__module__}.{type(self).__qualname__}"
-        return "-".join([name.removeprefix("pipeline.encoders."), str(self.size or "any"), self.origin.weights[:16]])
+        name = f"{type(self).__module__}.{type(self).__qualname__}".removeprefix("pipeline.encoders.")
+        return "-".join([name, str(self.size or "any"), self.origin.weights[:16], source_hash(type(self).__module__)])
 
 
 class Fitted(Encoder):
@@ -159,6 +162,13 @@ class Fitted(Encoder):
     @abstractmethod
     def load(cls, file: Path) -> Self:
         """The encoder that `save` wrote. Raises DataError where the file is missing, torn or of something else."""
+
+
+def source_hash(*modules: str) -> str:
+    """Hash of the sources of modules that are imported already; of one without a file, of its name."""
+    files = [(name, getattr(sys.modules[name], "__file__", None)) for name in modules]
+    texts = [Path(file).read_bytes() if file else name.encode() for name, file in files]
+    return hashlib.blake2b(b"\0".join(texts), digest_size=6).hexdigest()
 
 
 def kind(name: str) -> type[Fixed] | type[Fitted]:

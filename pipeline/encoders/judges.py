@@ -53,11 +53,12 @@ class Assessment:
 
     embeddings: np.ndarray
     probabilities: np.ndarray
+    shared: bool = False  # by all judges: they have one encoder, and so the same embeddings
 
     @property
     def flat(self) -> np.ndarray:
-        """The embeddings of an image as one row, judge after judge: (n, K d)."""
-        return np.hstack(list(self.embeddings))
+        """The embeddings of an image as one row: judge after judge (n, K d), or the one that all share (n, d)."""
+        return self.embeddings[0] if self.shared else np.hstack(list(self.embeddings))
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ class Judges:
             resolution=resolution, rows=_rows(train)
         )  # fmt: skip
         raw = judges.embed(images)
-        judges.mean, judges.scale = raw.mean(1, keepdims=True), raw.std(1, keepdims=True) + np.float32(1e-6)
+        judges.mean, judges.scale = (
+            raw.mean(1, keepdims=True),
+            _scale(raw.std(1, keepdims=True), fixed=issubclass(looks, Fixed)),
+        )
         judges._save_shared(folder)
         return judges
 
@@ -185,7 +189,7 @@ class Judges:
         features = {key: store.features(images, encoder) for key, encoder in encoders.items()}
         own = [features[id(judge.encoder)] for judge in self.judges]
         probabilities = [judge.head.probabilities(z) for judge, z in zip(self.judges, own, strict=True)]
-        return Assessment((np.stack(own) - self.mean) / self.scale, np.stack(probabilities))
+        return Assessment((np.stack(own) - self.mean) / self.scale, np.stack(probabilities), len(encoders) == 1)
 
     def embed(self, pixels: Tensor) -> np.ndarray:
         """Embeddings (K, n, d) of uint8 images (n, c, h, w)."""
@@ -233,6 +237,20 @@ def assign_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: in
         if len(set(fold[members])) == 1:
             fold[members] = -1
     return fold[group]
+
+
+LEAST = 0.1  # of the mean deviation of features: what varies less is not standardised further
+
+
+def _scale(deviation: np.ndarray, *, fixed: bool) -> np.ndarray:
+    """What features are divided by, from their deviations float32 (K, 1, d) over the real train rows.
+
+    Of an encoder that others trained some features hardly vary on these rows. They would be huge on the first image that has
+    them.
+    """
+    if fixed:
+        deviation = np.maximum(deviation, np.float32(LEAST) * deviation.mean(-1, keepdims=True))
+    return np.asarray(deviation + np.float32(1e-6))
 
 
 def _file(folder: Path, k: int) -> Path:

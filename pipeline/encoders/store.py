@@ -2,9 +2,10 @@
 
     .tailforge/features/ENCODER/VIEW/NAME.safetensors    names uint8 (m, 16), features float16 (m, d) of m images
 
-A row is found by the hash of the image's pixels. The folder says what else decides it: the encoder with its weights and size,
-and the view, a map of the image that is looked at in its place. So nothing here is ever out of date, and all of it may be
-removed at any time. Images are decoded CHUNK at a time, and only those that have not been looked at yet.
+A row is found by the hash of the image's pixels. The folder says what else decides it: the encoder with its weights, size and
+code, and the view, a map of the image that is looked at in its place. Views are named by who makes them, after all that decides
+the map. So nothing here is ever out of date, and all of it may be removed at any time. Images are decoded CHUNK at a time, and
+only those that have not been looked at yet.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ CHUNK = 1024  # images that are decoded at a time
 LARGEST = float(np.finfo(np.float16).max)
 
 Move = Callable[[Tensor], Tensor]  # uint8 (n, c, h, w) -> the same; image i of the result is a function of image i alone
-
-
 STILL = "still"  # the view of an image as it is
 
 

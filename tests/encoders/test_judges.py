@@ -151,7 +151,7 @@ def test_judges_rest_on_any_encoder(name: str, digits: Digits, tmp_path: Path) -
     assert (said.probabilities.mean(0).argmax(1) == digits.targets).mean() > 0.7
     known, targets = judges.folds >= 0, digits.train.targets(CLASSES).numpy()
     assert (held.probabilities[known].argmax(1) == targets[known]).mean() > 0.7
-    assert said.flat.shape == (len(pixels), 3 * said.embeddings.shape[2])
+    assert said.flat.shape == (len(pixels), said.embeddings.shape[2])
 
 
 def test_judges_of_other_weights_are_refused(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +166,22 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"torn")
     with pytest.raises(DataError, match="judges"):
         Judges.load(tmp_path)
+
+
+def test_features_that_hardly_vary_on_train_rows_stay_small_on_other_images(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a pretrained encoder, many of which are zero on a few hundred images."""
+    encode = Pixels._encode
+
+    def padded(self: Pixels, images: np.ndarray) -> np.ndarray:
+        z = encode(self, images)
+        return np.hstack([z, np.repeat((images.max((1, 2, 3)) == 1)[:, None], 8, 1).astype(np.float32)])
+
+    monkeypatch.setattr(Pixels, "_encode", padded)
+    settings = SHORT.model_copy(update={"encoder": "pixels"})
+    judges = Judges.fit(digits.train, CLASSES, settings=settings, flips="none", seed=0, folder=tmp_path)
+    faint = torch.ones(3, 1, 8, 8, dtype=torch.uint8)
+    said = judges.look(faint)
+    assert np.abs(said.embeddings).max() < 100
+    assert said.flat.shape == (3, said.embeddings.shape[2])  # judges share the encoder: once is enough

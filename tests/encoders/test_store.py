@@ -87,7 +87,6 @@ def test_other_weights_and_sizes_are_kept_apart() -> None:
     assert store.embed(some(3), encoder(), VIEWS).shape != store.embed(some(3), Other((1, 8, 8)), VIEWS).shape
 
 
-@pytest.mark.fault(6, "features that are kept, torn: the file is named")
 def test_a_torn_file_is_named() -> None:
     store.embed(some(3), encoder(), VIEWS)
     file = next(store.FOLDER.rglob("*.safetensors"))

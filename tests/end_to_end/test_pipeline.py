@@ -296,15 +296,19 @@ def test_own_data_from_init_to_verdict(tmp_path: Path, command: Command) -> None
     command("tar", "xf", Path(datasets, "wbc_bccd/wbc_bccd.tar"), cwd=tmp_path)
     shutil.copy(Path(datasets, "wbc_bccd/groups.json"), tmp_path)
     made = tmp_path / "cells"
-    command(*MAIN, "init", made, "--data", tmp_path / "wbc_bccd", cwd=tmp_path)
+    laid = command(*MAIN, "init", made, "--data", tmp_path / "wbc_bccd", cwd=tmp_path)
     own = {
         "generators": "[naive]",
         "data.image_size": 16,
         "flow_matching.patch": 1,
         "split.on_identical": "drop",
         "sample.fill_to": 30,
+        "encoder.size": 32,  # `init` chose an encoder, since these images are large
+        "frozen.steps": 20,
+        "frozen.views": 1,
     }
     tiny = {key: value for key, value in TINY.items() if not key.startswith("scarcity")}
+    assert "through tf_efficientnet_lite0.in1k" in laid.stdout
     done = command(*MAIN, "run", *options(tiny | own), cwd=made)
     assert "verdict: " in done.stdout and (made / "report/index.html").is_file()
     assert not command("git", "status", "--porcelain", cwd=made).stdout
