@@ -53,6 +53,8 @@ class TrainingData:
     augmented_targets: np.ndarray | None = None  # int64 (d,)
     augmented_soft_labels: np.ndarray | None = None  # float (d, k), rows sum to one
     low_images: np.ndarray | None = None  # (n, …), the train images at the resolution of the pool, where that is lower
+    low_augmented_images: np.ndarray | None = None  # (d, …), of these the same as `augmented_images` of `images`
+    low_augmented_soft_labels: np.ndarray | None = None  # float (d, k), rows sum to one
     reserve_images: np.ndarray | None = None  # (r, …)
     reserve_targets: np.ndarray | None = None  # int64 (r,), sorted
 
@@ -86,8 +88,7 @@ class TrainingData:
         usable = np.ones(len(pool), bool) if accepted is None else np.asarray(accepted, bool)
         known = _sources(train, pool, y, pool_y)
         lowered = low(train) if low else None
-        known_sources = known.sources, known.first
-        return cls(len(classes), images, y, look(pool), pool_y, usable, *known_sources, low_images=lowered)
+        return cls(len(classes), images, y, look(pool), pool_y, usable, known.sources, known.first, low_images=lowered)
 
     def as_they_are(self) -> TrainingData:
         """This without moved views: of features the first view alone, of images themselves."""

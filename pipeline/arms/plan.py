@@ -161,7 +161,7 @@ class Arm:
         added = added[np.argsort(data.pool_targets[added], kind="stable")]
         targets, taught = data.pool_targets[added], self.labels == "soft" and len(added) > 0
         if self.adds == "replay" and taught:
-            return _augmented(data).in_the_classes_of(targets)
+            return _augmented(data, low=True).in_the_classes_of(targets)
         train = data.images if data.low_images is None else data.low_images
         chosen = train[_replays(data, added, seed)] if self.adds == "replay" else data.pool_images[added]
         rows = _Rows.certain(chosen, targets, data.n_classes)
@@ -200,11 +200,13 @@ class _Rows:
         return _Rows(*(getattr(self, f.name)[out] for f in fields(self)))
 
 
-def _augmented(data: TrainingData) -> _Rows:
-    """The augmented and mixed train images, with the teacher's soft labels."""
-    assert data.augmented_images is not None and data.augmented_targets is not None and data.augmented_soft_labels is not None
-    soft = data.augmented_soft_labels.astype(np.float32)
-    return _Rows(data.augmented_images, data.augmented_targets, soft, data.augmented_images)
+def _augmented(data: TrainingData, *, low: bool = False) -> _Rows:
+    """The augmented and mixed train images, with the teacher's soft labels; with `low` at the pool's resolution alone."""
+    images, soft, lowered = data.augmented_images, data.augmented_soft_labels, data.low_augmented_images
+    if low and lowered is not None:
+        images, soft = lowered, data.low_augmented_soft_labels
+    assert images is not None and data.augmented_targets is not None and soft is not None
+    return _Rows(images, data.augmented_targets, soft.astype(np.float32), images if lowered is None else lowered)
 
 
 def _replays(data: TrainingData, added: np.ndarray, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.classifier import transforms
 from pipeline.config import Mode, Params
-from pipeline.core.images import at_resolution
+from pipeline.core.images import MIRRORED, at_resolution
 from pipeline.core.manifest import Manifest
 from pipeline.encoders import store
 from pipeline.encoders.base import Fixed, Shape, fixed, source_hash
@@ -45,9 +45,7 @@ class Inputs:
         code, numbers = source_hash(transforms.__name__), range(1, params.frozen.views + 1)
         moved = {f"{name}-{flips}-{code}-{i}": partial(transforms.view, name, flips, i) for i in numbers}
         encoder = fixed("pretrained", shape, params.encoder, "classifier.mode=frozen")
-        mirrored = {
-            f"mirrored-{'-'.join(map(str, axes))}": partial(torch.flip, dims=axes) for axes in transforms.MIRRORED[flips]
-        }
+        mirrored = {f"mirrored-{'-'.join(map(str, axes))}": partial(torch.flip, dims=axes) for axes in MIRRORED[flips]}
         return cls(encoder, None, {STILL: torch.clone, **moved}, {STILL: torch.clone, **mirrored})
 
     def at(self, resolution: int) -> Inputs:

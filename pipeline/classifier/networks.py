@@ -7,7 +7,7 @@
               dropout, linear in all that is left
     resnet18  torchvision's ResNet-18, from 64 pixels, without pretrained weights
     frozen    of features: those of an image brought to mean 0 and deviation 1 (Ba et al., 2016), dropout
-              linear to w units, GELU; linear. w = frozen.width; without the hidden layer 1 to 4 points are lost on photographs
+              linear to w units, GELU; linear. w = frozen.width
 
 A plan may ask for a cosine last layer; the body, its weights included, is the same.
 

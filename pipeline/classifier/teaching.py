@@ -32,12 +32,22 @@ class Augmented(NamedTuple):
 
 
 def taught(shared: Campaign, teacher: Sequence[Run]) -> Campaign:
-    """`shared` with augmented train images, and the teacher's soft labels of them and of the pool."""
-    data, made = shared.data, augmented(shared, teacher[0].arm.recipe)
-    pool, own = (soft_labels(teacher, x) if len(x) else None for x in (data.pool_images, made.images))
+    """`shared` with augmented train images, and the teacher's soft labels of them and of the pool.
+
+    Where the pool's resolution is lower, there are the same at that resolution too.
+    """
+    data, recipe = shared.data, teacher[0].arm.recipe
+    made = augmented(shared, recipe)
     data = replace(
-        data, pool_soft_labels=pool, augmented_images=made.images, augmented_targets=made.targets, augmented_soft_labels=own
+        data,
+        pool_soft_labels=soft_labels(teacher, data.pool_images) if len(data.pool_images) else None,
+        augmented_images=made.images,
+        augmented_targets=made.targets,
+        augmented_soft_labels=soft_labels(teacher, made.images),
     )
+    if data.low_images is not None:
+        low = augmented(replace(shared, data=replace(data, images=data.low_images)), recipe).images
+        data = replace(data, low_augmented_images=low, low_augmented_soft_labels=soft_labels(teacher, low))
     return replace(shared, data=data)
 
 

@@ -28,7 +28,6 @@ from pipeline.core.seeds import rng as stream
 ROTATION = 15.0  # degrees, at most, either way
 SCALE = 0.15  # relative, at most, either way
 SHIFT = 0.12  # of the image's side, at most, either way
-MIRRORED: Mapping[str, tuple[tuple[int, ...], ...]] = {"none": (), "horizontal": ((3,),), "both": ((3,), (2,), (2, 3))}
 CHUNK = 8  # images that share one operation of TrivialAugment
 
 
@@ -54,9 +53,7 @@ def still(images: Tensor) -> Tensor:
 
 
 def view(name: str, flips: str, number: int, images: Tensor) -> Tensor:
-    """uint8 (n, c, h, w) moved as `name` says, all images by the map of this number; number 0 leaves them as they are."""
-    if number == 0 or name == "none":
-        return images
+    """uint8 (n, c, h, w) moved as `name` says, all images by the map of this number."""
     return to_uint8(apply(name, images, flips, stream(0, "view", name, flips, number), shared=True))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,10 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# By data.flips, the axes of images (n, c, h, w) along which a mirror image keeps the label.
+MIRRORED: Mapping[str, Sequence[tuple[int, ...]]] = {"none": (), "horizontal": ((3,),), "both": ((3,), (2,), (2, 3))}
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -35,20 +39,16 @@ RESIZED_AT_ONCE = 256  # images, as float
 
 def resized(images: Tensor, size: int) -> Tensor:
     """uint8 (n, c, h, h) -> (n, c, size, size) by a bicubic filter, antialiased; as they are where they have that size."""
-    import torch
     import torch.nn.functional as F
 
     if images.shape[-1] == size:
         return images
-    parts = [
-        F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-        for part in torch.split(images, RESIZED_AT_ONCE)
-    ]
-    return (
-        torch.cat([part.clamp_(0, 255).round_().byte() for part in parts])
-        if len(images)
-        else images.new_zeros((0, images.shape[1], size, size))
-    )
+    made = images.new_empty((len(images), images.shape[1], size, size))
+    for i in range(0, len(images), RESIZED_AT_ONCE):
+        part = images[i : i + RESIZED_AT_ONCE].float()
+        large = F.interpolate(part, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        made[i : i + RESIZED_AT_ONCE] = large.clamp_(0, 255).round_().byte()
+    return made
 
 
 def at_resolution(images: Tensor, size: int) -> Tensor:

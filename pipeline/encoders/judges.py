@@ -108,8 +108,8 @@ class Judges:
         in any image than in one of so many pixels a side. Raises LeakError for a row that is not train.
         """
         images, labels = train.training_tensors(classes, "the judges")
-        images = images if resolution is None else at_resolution(images, resolution)
-        pixels, targets = images.numpy(), labels.numpy()
+        pixels = (images if resolution is None else at_resolution(images, resolution)).numpy()
+        targets = labels.numpy()
         folds = assign_folds(targets, train.column("group"), settings.folds, seed)
         shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
         looks = kind(settings.encoder)
@@ -134,10 +134,8 @@ class Judges:
             resolution=resolution, rows=_rows(train)
         )  # fmt: skip
         raw = judges.embed(images)
-        judges.mean, judges.scale = (
-            raw.mean(1, keepdims=True),
-            _scale(raw.std(1, keepdims=True), fixed=issubclass(looks, Fixed)),
-        )
+        judges.mean = raw.mean(1, keepdims=True)
+        judges.scale = _scale(raw.std(1, keepdims=True), fixed=issubclass(looks, Fixed))
         judges._save_shared(folder)
         return judges
 

@@ -7,9 +7,7 @@ or a class token. The size s, the filter of resize, mean and deviation are those
 image is given three equal channels.
 
 Sums are in bf16, where the hardware multiplies it, with channels last. A batch normalisation is folded into the convolution
-before it, which gives the same numbers but for rounding: a (W x + b) + c = (a W) x + (a b + c). In batches of 16 two cores then
-look at 120 to 200 images a second with EfficientNet-Lite0 at 224 pixels, as busy as they are; without folding and in batches of
-64, at 70.
+before it, which gives the same numbers but for rounding: a (W x + b) + c = (a W) x + (a b + c).
 
 Where the weights come from is told in weights_files.py.
 """

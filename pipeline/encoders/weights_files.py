@@ -67,7 +67,7 @@ def _converted(pickle: Path) -> Path:
     import timm
     import torch
 
-    theirs = torch.load(pickle, map_location="cpu", weights_only=True)
+    theirs = torch.load(pickle, map_location="cpu", weights_only=True)  # tensors alone; the bytes are those that we know
     own = timm.create_model(LITE0, pretrained=False).state_dict()
     # Both list the layers in the order of the network, under other names.
     if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in theirs.values()]:

@@ -11,12 +11,13 @@ seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.arms.data import Look
 from pipeline.config import Params
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import derive
@@ -24,7 +25,6 @@ from pipeline.encoders import store
 from pipeline.encoders.base import Shape, fixed
 from pipeline.encoders.pixels import Pixels
 
-Look = Callable[[Manifest], np.ndarray]
 NEIGHBOURS = 5
 
 

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config
+from pipeline.core.images import MIRRORED
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
 from pipeline.encoders.base import Encoder
@@ -255,11 +256,8 @@ class Checks:
 
 def _mirrored(pixels: Tensor, flips: str) -> Iterator[Tensor]:
     yield pixels
-    if flips != "none":
-        yield pixels.flip(3)
-    if flips == "both":
-        yield pixels.flip(2)
-        yield pixels.flip(2, 3)
+    for axes in MIRRORED[flips]:
+        yield pixels.flip(axes)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

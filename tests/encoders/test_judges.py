@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.judged import CLASSES, SETTINGS, Digits, manifest
+from pipeline.core.images import at_resolution
 from pipeline.encoders import small
 from pipeline.encoders.base import Origin
 from pipeline.encoders.judges import FILE, Judges, assign_folds
@@ -185,3 +186,22 @@ def test_features_that_hardly_vary_on_train_rows_stay_small_on_other_images(
     said = judges.look(faint)
     assert np.abs(said.embeddings).max() < 100
     assert said.flat.shape == (3, said.embeddings.shape[2])  # judges share the encoder: once is enough
+
+
+def test_a_slow_encoder_looks_at_each_train_row_once_without_the_detail_that_judges_do_not_see(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, encode = list[np.ndarray](), Pixels._encode
+
+    def counting(self: Pixels, images: np.ndarray) -> np.ndarray:
+        looked.extend(images)
+        return encode(self, images)
+
+    monkeypatch.setattr(Pixels, "_encode", counting)
+    monkeypatch.setattr(Pixels, "slow", True)
+    monkeypatch.chdir(tmp_path)
+    settings = SHORT.model_copy(update={"encoder": "pixels"})
+    judges = Judges.fit(digits.train, CLASSES, settings=settings, resolution=4, flips="none", seed=0, folder=tmp_path)
+    judges.held_out(digits.train)
+    seen = np.unique(at_resolution(digits.train.images(), 4).numpy(), axis=0)
+    assert len(looked) == len(seen) and np.array_equal(np.unique(looked, axis=0), seen)

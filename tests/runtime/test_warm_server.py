@@ -19,7 +19,9 @@ from flows import children, warm
 from helpers.toy import ROOT, WAIT, alive, until
 from pipeline.runtime import stage_client
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm process is for Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="the warm process is for Linux: elsewhere each stage starts by itself"
+)
 
 STAGES = """\
 import json, multiprocessing, os, signal, sys, threading

@@ -17,8 +17,10 @@ from helpers import digits_project
 from pipeline import config
 from pipeline.arms import Arm, recipes
 from pipeline.classifier import networks, train
+from pipeline.classifier.choice import RealChoice
 from pipeline.classifier.inputs import Inputs
-from pipeline.classifier.packed import Campaign
+from pipeline.classifier.packed import Campaign, runs_of
+from pipeline.classifier.teaching import soft_labels, taught
 from pipeline.config import REAL_ARMS
 from pipeline.core.images import at_resolution
 from pipeline.core.manifest import Manifest
@@ -163,6 +165,30 @@ def test_real_images_are_seen_at_the_resolution_of_the_pool_too(
 
     sharp, blurred, added = drawn(shared, Arm("x", recipes(shared.config)["real"], "accepted", synthetic_fraction=0.5))
     assert added > 100 and blurred > 100 and abs(sharp - blurred) < 0.25 * (sharp + blurred)
+
+
+def test_with_soft_labels_replay_adds_images_at_the_resolution_of_the_pool_too(
+    done: tuple[Path, dict[str, Any], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the augmented images of a student a draw takes either."""
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    choice = RealChoice.read(Path("runs/real"))
+    alone = Campaign.of(SEVERAL, Prepared(Path("prepared")), choice.mode, Manifest.read(Path("pools/naive")))
+    recipe = recipes(alone.config)[choice.teacher.removeprefix(alone.prefix)]
+    teacher = runs_of(Arm(choice.teacher, recipe), range(2), Path("runs/real") / choice.teacher)
+    data = taught(alone, teacher).data
+    low, sharp = data.low_augmented_images, data.augmented_images
+    assert low is not None and sharp is not None and low.shape == sharp.shape and not np.array_equal(low, sharp)
+    np.testing.assert_array_equal(data.low_augmented_soft_labels, soft_labels(teacher, low))
+    arm = Arm("replay", replace(recipe.student(), distilled=0.5), "replay", synthetic_fraction=0.5, labels="soft")
+    plan, n = arm.build(data, 0), len(data.targets)
+    assert plan.low is not None
+    of_student, added = plan.images[n : n + len(sharp)], plan.images[n + len(sharp) :]
+    np.testing.assert_array_equal(of_student, sharp)
+    np.testing.assert_array_equal(plan.low[n : n + len(sharp)], low)
+    lowered, detailed = ({row.tobytes() for row in rows} for rows in (low, sharp))
+    assert all(row.tobytes() in lowered - detailed for row in added.numpy())
 
 
 def drawn(shared: Campaign, arm: Arm) -> tuple[int, int, int]:

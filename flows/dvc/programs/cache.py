@@ -8,17 +8,16 @@ from pathlib import Path
 from dvc.config import Config, ConfigError
 
 
-def cache() -> str:
-    """Raises ConfigError."""
-    here = Path.cwd()
-    home = next((folder / ".dvc" for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+def cache(place: Path) -> Path:
+    """The folder of the cache of the project that `place` lies in. Raises ConfigError."""
+    home = next((folder / ".dvc" for folder in (place, *place.parents) if (folder / ".dvc").is_dir()), None)
     if home is None:
-        raise ConfigError(f"{here} is in no project of DVC")
-    return str(Config(home, validate=False).get("cache", {}).get("dir") or home / "cache")
+        raise ConfigError(f"{place} is in no project of DVC")
+    return Path(Config(home, validate=False).get("cache", {}).get("dir") or home / "cache")
 
 
 if __name__ == "__main__":
     try:
-        print(cache())
+        print(cache(Path.cwd()))
     except ConfigError as error:
         sys.exit(str(error))

@@ -5,20 +5,20 @@ As `dvc cache dir` there, `dvc cache dir --local` and `dvc checkout --force --al
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 
 from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from flows.dvc.programs.cache import cache
+
 
 def share(project: str) -> None:
     """Raises DvcException."""
-    theirs = Repo.find_dvc_dir(project)
-    cache = Config(theirs).get("cache", {}).get("dir") or os.path.join(theirs, "cache")
     with Config(Repo.find_dvc_dir()).edit("local") as own:
-        own["cache"]["dir"] = os.path.realpath(cache)
+        own["cache"]["dir"] = str(cache(Path(project)).resolve())
     Repo().checkout(force=True, allow_missing=True)
 
 
