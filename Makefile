@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | soak | kills | scale | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
+# make demo | serve | test | lint | bakeoff | bakeoff-mnist | bench-gain | bench-speed | bench-students | bench-null | bench-drift | bench-modes | bench-rejected | soak | kills | scale | pins | readme | clean; all but the last make the environment too. Nothing is installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.8
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # Without compiled bytecode each process of a run would compile torch and the rest again: seconds a stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift soak kills scale pins readme clean
+.PHONY: install demo serve test lint bakeoff bakeoff-mnist bench-gain bench-speed bench-students bench-null bench-drift bench-modes bench-rejected soak kills scale pins readme clean
 
 install: $(STAMP)
 
@@ -77,6 +77,14 @@ bench-null: install
 # How often equal data are called drifted, and how often a change is found (docs/drift.md).
 bench-drift: install
 	$(BIN)/python -m benchmarks.drift
+
+# Settings of the classifier's modes, on validation rows: a table in docs/encoder.md.
+bench-modes: install
+	$(BIN)/python -m benchmarks.modes $(DATASETS)
+
+# What the gate rejects: a table in docs/validation.md.
+bench-rejected: install
+	$(BIN)/python -m benchmarks.rejected $(DATASETS)
 
 # Twenty scheduled runs in a row while their parts are killed: docs/soak.md. About half an hour.
 soak: install

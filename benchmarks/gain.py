@@ -79,6 +79,17 @@ FLOW = {
     "classifier.batch_images": 64,
 }
 CURVE = {"arms.curve": [10, 30, 100]}
+# Networks from fresh weights that see 32 pixels, where `tailforge init` would take an encoder.
+FRESH = {
+    "encoder.name": "none",
+    "judges.encoder": "small",
+    "classifier.mode": "scratch",
+    "classifier.image_size": 0,
+    "data.image_size": 32,
+    "fit.image_size": 0,
+}
+# What `tailforge init` proposes, with one generator that takes minutes.
+ENCODER = {"generators": ["vae"], "vae.mode": "interpolate", "sample.fill_to": 300, "sample.surplus": 1.0}
 DATASETS = {
     "digits": Dataset(
         changes={
@@ -91,17 +102,33 @@ DATASETS = {
         },
     ),
     "wbc_bccd": Dataset(
-        "wbc_bccd", changes=FLOW | {"flow_matching.batch_images": 64, "data.flips": "both", "classifier.steps": 500}
+        "wbc_bccd", changes=FRESH | FLOW | {"flow_matching.batch_images": 64, "data.flips": "both", "classifier.steps": 500}
     ),
+    "wbc_bccd+encoder": Dataset("wbc_bccd", changes=ENCODER | {"data.flips": "both"}),
     "mnist": Dataset("mnist", "mnist_lt_ir100.json", FLOW | CURVE),
     "fashion_mnist": Dataset("fashion_mnist", "fashion_mnist_lt_ir100.json", FLOW | CURVE | {"classifier.steps": 1500}),
     "deeppcb64": Dataset(
         "deeppcb64",
         "deeppcb64_lt_ir50.json",
-        FLOW | {"data.flips": "both", "classifier.augment": "flip_affine", "arms.curve": [8, 30, 100]},
+        FRESH | FLOW | {"data.flips": "both", "classifier.augment": "flip_affine", "arms.curve": [8, 30, 100]},
     ),
-    "trashnet": Dataset("trashnet", changes=FLOW),
+    "deeppcb64+encoder": Dataset(
+        "deeppcb64", "deeppcb64_lt_ir50.json", ENCODER | {"data.flips": "both", "classifier.augment": "flip_affine"}
+    ),
+    "trashnet": Dataset("trashnet", changes=FRESH | FLOW),
+    "trashnet+encoder": Dataset("trashnet", changes=ENCODER),
     "cifar10_lt": Dataset("cifar10_lt", changes=FLOW),
+    "cifar10_lt+encoder": Dataset(
+        "cifar10_lt",
+        changes=ENCODER
+        | {
+            "encoder.name": "tf_efficientnet_lite0.in1k",
+            "encoder.size": 96,
+            "judges.encoder": "pretrained",
+            "classifier.mode": "frozen",
+            "frozen.views": 2,
+        },
+    ),
 }
 
 
@@ -121,7 +148,7 @@ def lay(name: str, data: Path | None, arms: Sequence[str]) -> Path:
             )  # fmt: skip
         source = data / dataset.folder
         if not place.exists():
-            project.init(place, _unpacked(source))
+            project.init(place, unpacked(source))
         if dataset.ids:
             shutil.copyfile(source / dataset.ids, place / "data/lists" / dataset.ids)
             changes |= {"scarcity.kind": "ids", "scarcity.ids": f"data/lists/{dataset.ids}"}
@@ -132,7 +159,7 @@ def lay(name: str, data: Path | None, arms: Sequence[str]) -> Path:
     return place
 
 
-def _unpacked(source: Path) -> Path:
+def unpacked(source: Path) -> Path:
     """The folder of images of a data set: `source`, or its archive unpacked below PLACE with its groups file beside."""
     archive = next((file for file in source.iterdir() if ".tar" in file.name), None)
     if archive is None:
@@ -196,6 +223,10 @@ seeds. The gain is `synthetic` minus the baseline, the real-only arm that is bes
 seeds and groups. Equivalent real images are how many more real images of each class the best real-only arm needs to score as
 `synthetic` does ([how](evaluation.md)). `cifar10_lt` runs at the small budget of two cores: 1,000 steps of 64 images per
 classifier, at which transforms do not pay yet.
+
+A name with `+encoder` is the same data through EfficientNet-Lite0 with weights of ImageNet ([encoder](encoder.md)).
+Classifiers are small networks on its features, so all arms have this outside knowledge. The one generator is `vae` at 32
+pixels. Without the encoder networks start from fresh weights and see 32 pixels.
 
 | data | verdict | baseline | generator, fraction, labels | gain, points | tail recall, points | equivalent real images |
 |---|---|---|---|---|---|---|"""

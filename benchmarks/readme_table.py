@@ -26,7 +26,7 @@ def table(metrics: dict[str, Any]) -> str:
     for name, values in rows:
         cells = " | ".join(numbers.score(values.get(m)) for m in shown)
         mark = " ← best real-only on validation" if name == metrics["baseline"] else ""
-        lines.append(f"| {name}{mark} | {cells} |")
+        lines.append(f"| {words.marked(name, metrics)}{mark} | {cells} |")
     gain = metrics["gain"]
     points = {m: numbers.in_points(gain.get(m)) for m in dict.fromkeys([decides, "tail_recall"])}
     verdict = f"Verdict **{metrics['verdict']}**: `synthetic` minus `{metrics['baseline']}`, in points: " + ", ".join(

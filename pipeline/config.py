@@ -48,7 +48,7 @@ INTERPOLATED = ("generators", "data.path", "data.external")  # what dvc.yaml rea
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Mode = Literal["scratch", "frozen"]  # how a classifier is trained
+Mode = Literal["scratch", "frozen", "finetune"]  # how a classifier is trained
 
 
 def _ascending(values: list[int]) -> list[int]:
@@ -193,6 +193,8 @@ class Validate(Section):
     """quantile of real nearest-neighbour distances below which an image is a copy ..."""
     copy_slack: Annotated[float, Field(ge=0.0)] = 0.5
     """... times this"""
+    moved_slack: Annotated[float, Field(ge=0.0)] = 0.85
+    """... and times this among features, where copies that were turned, cropped or moved are looked for"""
     outlier_quantile: Share = 0.95
     """quantile of real distances above which an image is an outlier ..."""
     outlier_slack: Annotated[float, Field(ge=0.0)] = 1.25
@@ -218,9 +220,12 @@ class Measure(Section):
 
 class Classifier(Section):
     mode: Mode = "scratch"
-    """scratch (a network from fresh weights) | frozen (a small network on features of the encoder; the section frozen)"""
+    """scratch (a network from fresh weights) | frozen (a small network on features of the encoder) | finetune (the encoder,
+    trained on); the last two have sections of their own"""
     modes: list[Mode] = []
     """the modes that are compared: the best arm of all is the one to beat; [] is `mode` alone"""
+    image_size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """scratch: pixels a side that the network looks at, at most data.image_size; 0: the same"""
     network: Literal["auto", "small", "resnet18"] = "auto"
     """auto (small below 64 pixels, resnet18 from there) | small | resnet18"""
     width: Count = 32
@@ -235,8 +240,8 @@ class Classifier(Section):
     """of matrices, not of gains and biases"""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """share of what the last layer is handed that a step leaves out; resnet18 has none"""
-    augment: Literal["affine", "flip_affine", "trivial"] = "affine"
-    """affine | flip_affine | trivial"""
+    augment: Literal["affine", "flip_affine", "crop", "trivial"] = "affine"
+    """affine | flip_affine | crop | trivial"""
     mixup_alpha: Annotated[float, Field(gt=0.0)] = 0.4
     """pairs are mixed by Beta(alpha, alpha)"""
     cutmix_alpha: Annotated[float, Field(gt=0.0)] = 1.0
@@ -265,12 +270,12 @@ class Classifier(Section):
 
 class Frozen(Section):
     views: Annotated[int, Field(ge=0, le=64)] = 4
-    """moved views of an image, beside the image as it is, whose features are learned from; all images have the same moves"""
-    width: Count = 512
-    """units of the hidden layer"""
-    steps: Count = 500
+    """moved views of an image, beside the image as it is, that are learned from and asked about; all images have the same"""
+    width: Annotated[int, Field(ge=0)] = 256
+    """units of the hidden layer; 0: none, a linear layer alone"""
+    steps: Count = 300
     """optimiser steps, equal for all arms"""
-    batch_images: Count = 128
+    batch_images: Count = 64
     """images an optimiser step"""
     lr: Annotated[float, Field(gt=0.0)] = 0.001
     """AdamW, warmed up, then cosine to 0"""
@@ -278,6 +283,38 @@ class Frozen(Section):
     """of matrices, not of gains and biases"""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """share of the features that a step leaves out"""
+
+
+class Finetune(Section):
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """pixels a side that it looks at; 0: encoder.size"""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """0: all weights are trained; else changes of this rank to the layers of attention, and the last layer (LoRA)"""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    """learning rate of a layer, as a share of that of the layer after it; the last layer has lr"""
+    steps: Count = 200
+    """optimiser steps, equal for all arms"""
+    batch_images: Count = 32
+    """images an optimiser step"""
+    lr: Annotated[float, Field(gt=0.0)] = 0.001
+    """AdamW, warmed up, then cosine to 0"""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    """of matrices, not of gains and biases"""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """share of the features that a step leaves out"""
+
+
+class ClassifierInMode(Classifier):
+    """The settings of the classifier in one mode: all that rebuilds its network. Not a section of params.yaml."""
+
+    encoder: Encoder = Encoder()
+    """finetune: whose weights it starts from, and the pixels that it looks at"""
+    width: Annotated[int, Field(ge=0)] = 32
+    """frozen: may be 0"""
+    lora_rank: int = 0
+    """as in Finetune"""
+    layer_decay: float = 1.0
+    """as in Finetune"""
 
 
 class Arms(Section):
@@ -358,6 +395,8 @@ class Params(Section):
     classifier: Classifier = Classifier()
     frozen: Frozen = Frozen()
     """the classifier in the mode frozen; what stands here takes the place of the same keys of classifier"""
+    finetune: Finetune = Finetune()
+    """the same in the mode finetune"""
     arms: Arms = Arms()
     evaluate: Evaluate = Evaluate()
     engine: Engine = Engine()
@@ -374,10 +413,15 @@ class Params(Section):
         """The modes of the classifier that are compared, each once."""
         return list(dict.fromkeys(self.classifier.modes)) or [self.classifier.mode]
 
-    def in_mode(self, mode: Mode) -> Classifier:
+    def in_mode(self, mode: Mode) -> ClassifierInMode:
         """The settings of the classifier in one mode."""
-        own = self.frozen.model_dump(include=set(Classifier.model_fields)) if mode == "frozen" else {}
-        return self.classifier.model_copy(update={**own, "mode": mode, "modes": []})
+        values = {**self.classifier.model_dump(), "mode": mode, "modes": []}
+        if mode == "frozen":
+            values |= self.frozen.model_dump(include=set(Classifier.model_fields))
+        if mode == "finetune":
+            values |= self.finetune.model_dump(exclude={"size"})
+            values["encoder"] = self.encoder.model_copy(update={"size": self.finetune.size or self.encoder.size})
+        return ClassifierInMode.model_validate(values)
 
     def arm_name(self, mode: Mode, arm: str) -> str:
         """What an arm is called in one mode: by its own name where there is only one."""

@@ -28,13 +28,15 @@ def init(
     data: Annotated[Path, typer.Option(help="Class folders, a table of images, or IDX files.")],
 ) -> None:
     """Create a project for the images in a folder, with settings chosen from them."""
-    from tailforge import project, survey
+    from pipeline import config
+    from tailforge import estimate, project, survey
 
-    values = project.init(path, data)
-    for key, value in values.items():
+    found = project.init(path, data)
+    for key, value in found.values.items():
         if value != "":
             print(f"{key}: {value}")
-    print(survey.why(values))
+    print(survey.why(found.values))
+    print(estimate.told(config.read(path / "params.yaml"), found.images, found.classes))
     print(f"Check {path / 'params.yaml'}, then: cd {path} && tailforge run")
 
 

@@ -35,7 +35,9 @@ def difference(folder: Path, first: str, second: str) -> dict[str, Any]:
     metrics = {
         arm: {name: {"from": a.get(name), "to": b.get(name)} for name in sorted({*a, *b})} for arm, (a, b) in values.items()
     }
-    return {"from": old.json(), "to": new.json(), "classes": classes, "metrics": metrics}
+    outside = sorted({name for one in both for name in one.get("outside_knowledge", ())})
+    found = {"from": old.json(), "to": new.json(), "classes": classes, "metrics": metrics}
+    return found | ({"outside_knowledge": outside} if outside else {})
 
 
 def compared(before: dict[str, str], after: dict[str, str]) -> dict[str, int]:
@@ -64,7 +66,12 @@ def text(found: dict[str, Any]) -> str:
     for metric in tables.shown(found["from"], found["to"]):
         arms = [(arm, values[metric]) for arm, values in found["metrics"].items() if metric in values]
         head = (releases.plain(words.metric(metric)), *names)
-        lines += [tables.table([head, *((arm, *map(numbers.score, both.values())) for arm, both in arms)]), ""]
+        lines += [
+            tables.table([head, *((words.marked(arm, found), *map(numbers.score, both.values())) for arm, both in arms)]),
+            "",
+        ]
+    if note := words.outside(found):
+        lines += [note, ""]
     for end in ("from", "to"):
         one = found[end]
         gain = numbers.difference(one["gain"].get(primary(one)))

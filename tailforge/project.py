@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -29,6 +29,9 @@ from flows.children import environment, is_checkout
 from pipeline import config
 from pipeline.core import work
 from pipeline.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from tailforge.survey import Survey
 
 CODE = Path(".tailforge/code")
 FOLDERS = ("data/raw", "data/external", "data/lists")
@@ -152,8 +155,8 @@ def alone(folder: Path, verb: str) -> Iterator[int]:
         yield stream.fileno()
 
 
-def init(path: Path, data: Path) -> dict[str, Any]:
-    """Lay a project at `path` for the images in `data`; returns the values that were read off the data.
+def init(path: Path, data: Path) -> Survey:
+    """Lay a project at `path` for the images in `data`; returns what was read off the data.
 
     Nothing is at `path` unless all of it is: the project is laid beside it and moved. Raises InputError.
     """
@@ -170,13 +173,14 @@ def init(path: Path, data: Path) -> dict[str, Any]:
     if shutil.which("git") is None:
         raise InputError("git is not installed", expected="git on PATH", remedy="install git")
     split = config.Split()
-    values, groups = survey.survey(data, train_share=1.0 - split.test - split.val)
+    read = survey.survey(data, split=split)
+    values, groups = read.values, read.groups
     if groups is not None and groups.parent != data:  # a copy where DVC sees it
         values["data.groups"] = f"data/lists/{groups.name}"
     else:
         groups = None
     lay(path, values, str(data), groups)
-    return values
+    return read
 
 
 def lay(path: Path, values: Mapping[str, Any], data: str, copied: Path | None = None) -> None:

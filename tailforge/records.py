@@ -55,6 +55,7 @@ class Measured(_Read):
 
     metric: Name = primary({})
     arms: dict[Name, _Metrics] = {}
+    outside_knowledge: list[Name] = []
 
 
 class Decided(_Read):
@@ -73,12 +74,20 @@ class Decided(_Read):
         return self
 
 
+class _Encoder(_Read):
+    name: Name
+    trained_on: Name
+    licence: Name
+    weights: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Record(Decided):
     """release.json: with {generator: {class: {made, accepted}}} and {path of a result: its hash}."""
 
     version: Annotated[int, Field(ge=1, lt=MOST)]
     classes: dict[Name, dict[str, _Counts]]
     outs: dict[str, Hash]
+    encoder: _Encoder | None = None  # what images were looked at through
 
     @model_validator(mode="after")
     def _whole(self) -> Record:

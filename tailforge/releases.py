@@ -12,6 +12,7 @@ out is made up by the next call, since it looks first for a release that is comm
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,7 @@ def make(folder: Path, *, push: bool = False, say: Callable[[str], object] = lam
             **{key: metrics[key] for key in ("verdict", "generator", "baseline", "gain")},
             "classes": _counted(folder, outs),
             "outs": outs,
+            **_encoder(folder),
         }
         changes = _changes(folder, record)
         work.write_json(folder / RECORD, record)
@@ -196,9 +198,12 @@ def line(record: dict[str, Any], date: str) -> str:
     counts = ", ".join(f"{re.sub(MARKUP, _ESCAPED, plain(label))} {n}" for label, n in images.items())
     pools = ", ".join(f"{name} {record['outs'][POOLS + name]}" for name in _generators(record))
     promoted = ", promoted" if record["verdict"] == "gain" else ""
+    encoder = record.get("encoder")
+    looks = f"; encoder {plain(encoder['name'])} {encoder['weights'][:12]}" if encoder else ""
+    where = f"{points} points over {record['baseline']}; pool {pools}{looks}"
     return (
         f"- v{record['version']} ({date}, {record['verdict']}{promoted}): {sum(images.values())} images of "
-        f"{record['generator']} ({counts}); {plain(title(metric))} {points} points over {record['baseline']}; pool {pools}"
+        f"{record['generator']} ({counts}); {plain(title(metric))} {where}"
     )
 
 
@@ -270,6 +275,14 @@ def _counted(folder: Path, outs: dict[str, str]) -> dict[str, dict[str, dict[str
             passed[row["label"]] += row["sample_id"] in accepted
         counts[name] = {label: {"made": made[label], "accepted": passed[label]} for label in sorted(made)}
     return counts
+
+
+def _encoder(folder: Path) -> dict[str, Any]:
+    """{"encoder": its name, what it was trained on, its licence and the hash of its weights}, {} where none is named."""
+    file = folder / "data/settings.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    origin = found.get("encoder_origin")
+    return {"encoder": {"name": found["encoder"]["name"], **origin}} if origin else {}
 
 
 def _generators(record: dict[str, Any]) -> list[str]:

@@ -76,6 +76,9 @@ def _told(folder: Path, *, as_json: bool) -> None:
         sys.stdout.write(metrics)
     else:
         show(json.loads(metrics), folder / "report" / "index.html", sys.stdout)
+        details = folder / "data" / "evaluation" / "details.json"
+        if details.is_file() and (said := json.loads(details.read_text(encoding="utf-8")).get("headroom")):
+            print(said)
         drift = folder / "data" / "drift" / "drift.json"
         if drift.is_file():
             print(words.drift(json.loads(drift.read_text(encoding="utf-8"))))
@@ -159,8 +162,12 @@ def show(metrics: dict[str, Any], report: Path, out: TextIO) -> None:
     """The arms as a table, then verdict, gain and the report's path."""
     names = {name: words.metric(name) for name in tables.shown(metrics)}
     rows = [("arm", *names.values())]
-    rows += [(arm, *(numbers.score(values.get(m)) for m in names)) for arm, values in metrics["arms"].items()]
+    rows += [
+        (words.marked(arm, metrics), *(numbers.score(values.get(m)) for m in names)) for arm, values in metrics["arms"].items()
+    ]
     print(tables.table(rows), file=out)
+    if note := words.outside(metrics):
+        print(note, file=out)
     gains = ", ".join(f"{name} {numbers.difference(metrics['gain'].get(m))}" for m, name in names.items())
     print(f"\nverdict: {metrics['verdict']}", file=out)
     print(f"gain of synthetic over {metrics['baseline']}: {gains}", file=out)

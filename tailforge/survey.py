@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,14 +36,20 @@ FILL_AT_MOST = 500  # images per class
 COLOUR = 12  # levels between channels from which a pixel counts as coloured; JPEG leaves a few
 
 
-def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | None]:
-    """({dotted key: value} for params.yaml, the groups file if there is one).
+class Survey(NamedTuple):
+    """What was read off the data."""
 
-    `train_share` is the share of images that the split will leave to train if the data have no split. Raises DataError.
-    """
+    values: dict[str, Any]  # by dotted key, for params.yaml
+    groups: Path | None  # the groups file, if there is one
+    images: Mapping[str, int]  # in train, val and test, about
+    classes: int
+
+
+def survey(data: Path, *, split: config.Split) -> Survey:
+    """`split` is how the images will be split if the data have no split. Raises DataError."""
     source, table = _source(data)
     described = config.Data.model_validate({"source": source, "path": str(data), "table": table})
-    train, sample = _counted(rows.rows(described), train_share)
+    train, images, sample = _counted(rows.rows(described), split)
     sizes, coloured = _looked_at(sample, data)
     encoded = _median(sizes) >= ENCODED and all(find_spec(package) for package in PACKAGES)
     size = _side(sizes, ENCODER_SIDE if encoded else LARGEST_SIDE)
@@ -64,11 +70,12 @@ def survey(data: Path, *, train_share: float) -> tuple[dict[str, Any], Path | No
     if encoded:
         values |= {
             "encoder.name": ENCODER,
+            "classifier.image_size": LARGEST_SIDE,
             "fit.image_size": LARGEST_SIDE,
             "judges.encoder": "pretrained",
             "classifier.mode": "frozen",
         }
-    return values, groups
+    return Survey(values, groups, images, len(train))
 
 
 def why(values: Mapping[str, Any]) -> str:
@@ -141,10 +148,11 @@ def _columns(file: Path) -> list[str]:
     return []
 
 
-def _counted(source: Iterable[rows.Row], share: float) -> tuple[Counter[str], list[rows.Row]]:
-    """Train images of each class, about `share` of all if the data have no split; and a random sample of the rows."""
+def _counted(source: Iterable[rows.Row], split: config.Split) -> tuple[Counter[str], dict[str, int], list[rows.Row]]:
+    """Train images of each class, about the share that `split` leaves them if the data have none; images in train, val and
+    test; and a random sample of the rows."""
     rng, sample = numpy_rng(0, "survey"), list[rows.Row]()
-    official, unsplit = Counter[str](), Counter[str]()
+    official, unsplit, n = Counter[str](), Counter[str](), -1
     for n, row in enumerate(source):
         if row.split is None:
             unsplit[row.label] += 1
@@ -154,10 +162,13 @@ def _counted(source: Iterable[rows.Row], share: float) -> tuple[Counter[str], li
             sample.append(row)
         elif (place := int(rng.integers(n + 1))) < SAMPLE:
             sample[place] = row
-    train = Counter({label: max(1, round(share * n)) for label, n in unsplit.items()}) + official
+    train = Counter({label: max(1, round((1 - split.test - split.val) * n)) for label, n in unsplit.items()}) + official
     if not train:
         raise DataError("the data have no train image", expected="images of two classes or more")
-    return train, sample
+    kept, total = train.total(), n + 1
+    val = round(split.val * (unsplit.total() if unsplit else kept))
+    kept -= 0 if unsplit else val
+    return train, {"train": kept, "val": val, "test": total - kept - val}, sample
 
 
 def _looked_at(sample: list[rows.Row], data: Path) -> tuple[list[tuple[int, int]], bool]:

@@ -80,7 +80,8 @@ def test_1_no_epoch_is_chosen_at_all() -> None:
     """A fit sees the plan and nothing that it could choose by; validation rows meet finished weights alone."""
     assert list(inspect.signature(train.fit).parameters) == ["plan", "config", "seed", "flips", "folder", "progress"]
     scoring = {"classifier/packed.py", "evaluation/measures.py"}
-    assert callers("val") == scoring | {"classifier/curve.py", "stages/validate.py"}  # curve.py compares their groups
+    # curve.py compares their groups, score.py their features with those of test rows.
+    assert callers("val") == scoring | {"classifier/curve.py", "stages/validate.py", "evaluation/score.py"}
 
 
 # 2. The generator, the filter or a threshold fitted on validation or test rows.
@@ -155,7 +156,7 @@ def pool_choice(**means: float) -> PoolChoice:
 def warnings_of(**arms: object) -> list[str]:
     params = digits_project.params(arms=arms)
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 38 + ["1"] * 2, "test")
-    choices: Any = SimpleNamespace(families={"naive": pool_choice()}, primary="naive")
+    choices: Any = SimpleNamespace(real=real_choice(), families={"naive": pool_choice()}, primary="naive")
     return score._warnings(params, ["0", "1"], [9, 3], test, choices)
 
 
@@ -187,7 +188,7 @@ def training_data() -> TrainingData:
 
 
 def test_4_every_arm_gets_the_same_number_of_updates_and_images() -> None:
-    settings = digits_project.params().classifier
+    settings = digits_project.params().in_mode("scratch")
     known = recipes(settings)
     arms = [Arm(name, recipe) for name, recipe in known.items()]
     arms.append(Arm(config.SELF_DISTILLATION, replace(known["augment"].student(), distilled=0.5)))
@@ -380,7 +381,7 @@ def test_8_pretrained_generators_stand_apart(tmp_path: Path, monkeypatch: pytest
 
 def test_8_images_of_unknown_sources_are_named() -> None:
     params = digits_project.params(generators=["external"])
-    choices: Any = SimpleNamespace(families={"external": pool_choice()}, primary="external")
+    choices: Any = SimpleNamespace(real=real_choice(), families={"external": pool_choice()}, primary="external")
     test = digits_project.rows(np.zeros((40, 1, 8, 8), np.uint8), ["0"] * 40, "test")
     assert any("nobody can say" in w for w in score._warnings(params, ["0"], [3], test, choices))
 

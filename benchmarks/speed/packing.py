@@ -40,7 +40,7 @@ def campaign(size: int, steps: int) -> Campaign:
         len(CLASSES), pixels[rows], targets[rows], np.zeros((0, *pixels.shape[1:]), np.uint8), none, none.astype(bool), none,
         np.zeros(1, np.int64),
     )  # fmt: skip
-    settings = params.classifier if steps == 0 else params.classifier.model_copy(update={"steps": steps})
+    settings = params.in_mode("scratch").model_copy(update={"steps": steps} if steps else {})
     return Campaign(material, settings, "none", 0, pixels[val], targets[val], params.engine, named(params.evaluate.metric))
 
 

@@ -243,7 +243,7 @@ def counted(form: Form) -> Iterator[Figure]:
     params, n = config.read(), 2
     with torch.device("meta"):
         unet: nn.Module = UNet(form.shape, len(CLASSES), dropout=0.1, conditions=CONDITIONS, **form.unet)
-        classifier = networks.build(params.classifier, form.shape, len(CLASSES))
+        classifier = networks.build(params.in_mode("scratch"), form.shape, len(CLASSES))
         judge = small.build(form.shape, len(CLASSES), params.judges.width)
         x, t, y = torch.zeros(n, *form.shape), torch.zeros(n), torch.zeros(n).long()
         a, seen = torch.zeros(n, CONDITIONS), torch.zeros(n, *small.seen(form.shape))

@@ -19,6 +19,7 @@ from pipeline.arms import Labels
 from pipeline.config import Mode
 from pipeline.core import work
 from pipeline.errors import DataError
+from pipeline.metrics.base import Metric
 
 FILE = "choice.json"
 
@@ -47,6 +48,25 @@ class CurvePoint(_Record):
     extra: int
     added: tuple[int, ...]  # images of each class that were added
     validation: Scores
+
+
+class ClassRecall(_Record):
+    """Recall of the class with this index on its validation images, mean over runs."""
+
+    index: int
+    recall: float
+    images: int
+
+
+class Headroom(_Record):
+    """What is left to add on validation rows (headroom.py)."""
+
+    score: float
+    errors: float
+    images: int
+    weakest: tuple[ClassRecall, ...]
+    curve: float | None = None
+    curve_extra: int | None = None
 
 
 class Trial(_Record):
@@ -92,6 +112,7 @@ class RealChoice(_Choice):
     best_real_arm: str  # of the highest mean score
     teacher: str  # the best of those that are recipes by themselves; its runs give soft labels
     curve: tuple[CurvePoint, ...] | None = None  # None where none is wanted, empty where no row is in reserve
+    headroom: Headroom | None = None  # None where an older version made the choice
 
 
 class PoolChoice(_Choice):
@@ -102,3 +123,10 @@ class PoolChoice(_Choice):
     labels: Labels
     grid: tuple[Trial, ...]
     missing: Missing
+
+
+def scores_of_modes(validation: Mapping[str, Scores], metric: Metric) -> dict[str, float]:
+    """The score of the best arm of each mode; {} unless several were compared."""
+    modes = dict.fromkeys(arm.partition(":")[0] for arm in validation if ":" in arm)
+    own = {mode: [row.mean for arm, row in validation.items() if arm.startswith(f"{mode}:")] for mode in modes}
+    return {mode: max(values, key=metric.merit) for mode, values in own.items()} if len(own) > 1 else {}

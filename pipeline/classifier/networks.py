@@ -7,7 +7,8 @@
               dropout, linear in all that is left
     resnet18  torchvision's ResNet-18, from 64 pixels, without pretrained weights
     frozen    of features: those of an image brought to mean 0 and deviation 1 (Ba et al., 2016), dropout
-              linear to w units, GELU; linear. w = frozen.width
+              linear to w units, GELU, where w > 0; linear. w = frozen.width
+    finetune  the encoder's network, trained on (finetuned.py)
 
 A plan may ask for a cosine last layer; the body, its weights included, is the same.
 
@@ -24,18 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Classifier, Mode
+from pipeline.classifier.finetuned import Finetuned
+from pipeline.config import Classifier, ClassifierInMode, Mode
 
 LARGE = 64  # pixels from which `auto` takes ResNet-18
 
 
-def build(config: Classifier, shape: Sequence[int], n_classes: int, cosine: float | None = None) -> nn.Module:
+def build(config: ClassifierInMode, shape: Sequence[int], n_classes: int, cosine: float | None = None) -> nn.Module:
     """A network with fresh weights, drawn from torch's global stream, for images of `shape` (c, h, w), or features (v, d).
 
-    `cosine` is the scale of a Cosine last layer.
+    In the mode finetune only the last layer's are fresh. `cosine` is the scale of a Cosine last layer.
     """
     if config.mode == "frozen":
         network: nn.Module = Perceptron(shape[-1], n_classes, config.width, config.dropout)
+    elif config.mode == "finetune":
+        network = Finetuned(config, n_classes)
     else:
         network = _of_images(config, shape, n_classes)
     if cosine is not None:
@@ -63,12 +67,14 @@ def cosine_scale(network: nn.Module) -> float | None:
 
 def mode(network: nn.Module) -> Mode:
     """The mode whose inputs a network that `build` made is handed."""
-    return "frozen" if isinstance(network, Perceptron) else "scratch"
+    if isinstance(network, Perceptron):
+        return "frozen"
+    return "finetune" if isinstance(network, Finetuned) else "scratch"
 
 
 def head_name(network: nn.Module) -> str:
     """Of the last layer of a network that `build` made."""
-    return "head" if isinstance(network, Small | Perceptron) else "fc"
+    return "head" if isinstance(network, Small | Perceptron | Finetuned) else "fc"
 
 
 class Cosine(nn.Module):
@@ -86,13 +92,14 @@ class Cosine(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """One hidden layer on features. No weight is learned from more than the rows of a run, so it takes seconds."""
+    """At most one hidden layer on features. No weight is learned from more than the rows of a run, so it takes seconds."""
 
     def __init__(self, dimension: int, n_classes: int, width: int, dropout: float) -> None:
         super().__init__()
         own = nn.LayerNorm(dimension, elementwise_affine=False)
-        self.body = nn.Sequential(own, nn.Dropout(dropout), nn.Linear(dimension, width), nn.GELU())
-        self.head = nn.Linear(width, n_classes)
+        hidden = [nn.Linear(dimension, width), nn.GELU()] if width else []
+        self.body = nn.Sequential(own, nn.Dropout(dropout), *hidden)
+        self.head = nn.Linear(width or dimension, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, d) -> logits (n, k)."""

@@ -26,7 +26,7 @@ from pipeline.arms import Arm, TrainingData
 from pipeline.classifier import train
 from pipeline.classifier.choice import Scores
 from pipeline.classifier.inputs import Inputs
-from pipeline.config import Classifier, Engine, Mode, Params
+from pipeline.config import ClassifierInMode, Engine, Mode, Params
 from pipeline.core import weights
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
@@ -64,11 +64,11 @@ def scores_of(runs: Sequence[Run]) -> Scores:
 class Campaign:
     """What all runs share, and where they are made.
 
-    `val_images`, uint8 (n, c, h, w) or features (n, 1, d), and `val_targets` (n,) give scores by `metric`, and nothing else.
+    `val_images`, uint8 (n, c, h, w) or features (n, 1 + v, d), and `val_targets` (n,) give scores by `metric`, no more.
     """
 
     data: TrainingData
-    config: Classifier
+    config: ClassifierInMode
     flips: str
     seed: int
     val_images: np.ndarray
@@ -93,7 +93,7 @@ class Campaign:
         """
         val, classes = prepared.val(), prepared.classes
         inputs, size = Inputs.of(params, prepared.shape, mode), params.generator_size
-        lower = pool is not None and size < prepared.shape[1] and bool((pool.column("generator") != "external").any())
+        lower = pool is not None and size < inputs.size and bool((pool.column("generator") != "external").any())
         low = inputs.at(size).to_learn if lower else None
         return cls(
             data=TrainingData.of(prepared.train(), classes, pool, accepted, look=inputs.to_learn, low=low),

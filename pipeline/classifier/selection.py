@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from pipeline.arms import Arm, Labels, Recipe, TrainingData, null_arms, recipe_of, synthetic_arms
-from pipeline.classifier import curve
+from pipeline.classifier import curve, headroom
 from pipeline.classifier.choice import Missing, PoolChoice, RealChoice, Trial
 from pipeline.classifier.packed import Campaign, Run, runs_of, scores_of, train_all
 from pipeline.classifier.teaching import taught
@@ -50,6 +50,7 @@ def real_only(modes: Sequence[Campaign], arms: Arms, folder: Path) -> None:
         teacher=teacher,
         validation={name: scores_of(of) for name, of in runs.items()},
         curve=points if arms.curve else None,
+        headroom=headroom.measured(shared, runs[best], points),
     ).write(folder)
 
 

@@ -23,16 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.arms import DeferredSchedule, TrainingPlan
-from pipeline.classifier import mixing, networks, transforms
+from pipeline.classifier import finetuned, mixing, networks, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
-from pipeline.config import Classifier
+from pipeline.config import ClassifierInMode
 from pipeline.core import weights
 from pipeline.core.images import to_float
 from pipeline.core.seeds import derive, numpy_rng, rng, torch_stream
 from pipeline.runtime import training
 
 
-def initial(config: Classifier, shape: tuple[int, ...], n_classes: int, seed: int, cosine: float | None = None) -> nn.Module:
+def initial(
+    config: ClassifierInMode, shape: tuple[int, ...], n_classes: int, seed: int, cosine: float | None = None
+) -> nn.Module:
     """The network whose weights the seed decides; `cosine` as in networks.build."""
     with torch_stream(seed, "weights"):
         return networks.build(config, shape, n_classes, cosine)
@@ -65,7 +67,7 @@ class _Phase:
 
 def fit(
     plan: TrainingPlan,
-    config: Classifier,
+    config: ClassifierInMode,
     seed: int,
     *,
     flips: str = "none",
@@ -84,7 +86,8 @@ def fit(
     head_only = deferred is not None and deferred.head_only and switch < config.steps
 
     def learner(part: nn.Module, steps: int) -> training.Learner:
-        return training.Learner(part.train(), training.Optimisation(steps, config.lr, config.weight_decay))
+        plan = training.Optimisation(steps, config.lr, config.weight_decay)
+        return training.Learner(part.train(), plan, finetuned.learning_rates(part, config.layer_decay))
 
     learners = {"classifier": learner(network, switch if head_only else config.steps)}
     if head_only:
@@ -126,7 +129,7 @@ def fit(
             learners, update, steps=config.steps, seed=seed, name="classifier",
             images_per_step=config.batch_images, folder=folder, quiet=progress is not None,
         )  # fmt: skip
-    return learners["head" if head_only else "classifier"].finish()
+    return finetuned.rounded(learners["head" if head_only else "classifier"].finish())
 
 
 @torch.inference_mode()
@@ -140,17 +143,17 @@ def predict(network: nn.Module, images: Tensor, batch: int = 500) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def save(network: nn.Module, path: Path, config: Classifier, shape: Sequence[int], n_classes: int, **notes: Any) -> None:
+def save(network: nn.Module, path: Path, config: ClassifierInMode, shape: Sequence[int], n_classes: int, **notes: Any) -> None:
     """Write the weights, what rebuilds the network, and `notes` into one safetensors file."""
     cosine = networks.cosine_scale(network)
     card = {"classifier": config.model_dump(), "shape": list(shape), "n_classes": n_classes, "cosine": cosine, **notes}
-    weights.save(path, network.state_dict(), card)
+    weights.save(path, finetuned.stored(network), card)
 
 
 def load(path: Path) -> nn.Module:
     """The network that `save` wrote, in eval mode on the device. Raises DataError where the file is missing or torn."""
     tensors, card = weights.load(path)
-    config = Classifier.model_validate(card["classifier"])
+    config = ClassifierInMode.model_validate(card["classifier"])
     network = networks.build(config, tuple(card["shape"]), card["n_classes"], card["cosine"])
     network.load_state_dict(tensors)
     return network.to(training.device()).eval()

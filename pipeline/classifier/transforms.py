@@ -5,6 +5,8 @@ Features of views (n, 1 + v, d) have been moved already (inputs.py): of them one
     none         x
     affine       x(A u + b): rotation, scale and shift drawn per image, one bilinear resampling per batch
     flip_affine  affine, and the mirror images that data.flips declares to keep their label
+    crop         a part of the image, of at least CROP of its area and sides at most STRETCH : 1 apart, brought to the
+                 image's size (Szegedy et al., 2015), and mirror images. It may cut off the small thing that makes the class
     trivial      TrivialAugment (Müller & Hutter, 2021): one operation of a fixed list at a random strength. The batch is cut
                  into chunks that share operation and strength, which leaves each image's distribution as in the paper. Before
                  it, a crop shifted by at most an eighth of the image, and mirror images
@@ -28,6 +30,8 @@ from pipeline.core.seeds import rng as stream
 ROTATION = 15.0  # degrees, at most, either way
 SCALE = 0.15  # relative, at most, either way
 SHIFT = 0.12  # of the image's side, at most, either way
+CROP = 0.4  # of the image's area, at least
+STRETCH = 4 / 3  # sides of a crop, at most
 CHUNK = 8  # images that share one operation of TrivialAugment
 
 
@@ -41,6 +45,8 @@ def apply(name: str, images: Tensor, flips: str, rng: torch.Generator, *, shared
         return affine(to_float(images), rng, shared=shared)
     if name == "flip_affine":
         return affine(flip(to_float(images), flips, rng, shared=shared), rng, shared=shared)
+    if name == "crop":
+        return crop(flip(to_float(images), flips, rng, shared=shared), rng, shared=shared)
     if name == "trivial":
         moved = shift(flip(images, flips, rng, shared=shared), rng, shared=shared)
         return to_float(trivial(moved, rng, chunk=max(1, len(images)) if shared else CHUNK))
@@ -80,6 +86,20 @@ def affine(x: Tensor, rng: torch.Generator, *, shared: bool = False) -> Tensor:
     dx, dy = (_uniform(drawn, 2 * SHIFT, rng, where) for _ in range(2))
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1).expand(n, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def crop(x: Tensor, rng: torch.Generator, *, shared: bool = False) -> Tensor:
+    """float (n, c, h, w), of each image a part, enlarged."""
+    n, where = len(x), x.device
+    drawn = 1 if shared else n
+    area = 1 - torch.rand(drawn, generator=rng).mul_(1 - CROP).to(where)
+    stretch = torch.exp(_uniform(drawn, math.log(STRETCH), rng, where))
+    width, height = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)
+    dx, dy = (_uniform(drawn, 1.0, rng, where) * (1 - side) for side in (width, height))
+    none = torch.zeros_like(width)
+    theta = torch.stack([torch.stack([width, none, dx], 1), torch.stack([none, height, dy], 1)], 1).expand(n, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

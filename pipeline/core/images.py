@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,6 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-# By data.flips, the axes of images (n, c, h, w) along which a mirror image keeps the label.
-MIRRORED: Mapping[str, Sequence[tuple[int, ...]]] = {"none": (), "horizontal": ((3,),), "both": ((3,), (2,), (2, 3))}
 
 
 def to_float(images: Tensor) -> Tensor:

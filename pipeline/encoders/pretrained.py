@@ -1,9 +1,13 @@
 """Pretrained: a network that others trained on many images, by its name in timm (Wightman, 2019).
 
-    x = (resize(u, s) / 255 - mean) / deviation,     z = p(f(x))
+    x = (resize(u, s) / 255 - mean) / deviation
+    z = [n(p), n(mean h_1), n(deviation h_1), …, n(mean h_L), n(deviation h_L)]
 
-u are levels, f is the network without its classifier, and p is what it hands to its classifier: mostly the mean over places,
-or a class token. The size s, the filter of resize, mean and deviation are those that the weights were trained with. A grey
+u are levels. p is what the network hands to its classifier: mostly the mean over places, or a class token. h_1 … h_L are its
+last L = LEVELS inner maps of different size (of a transformer its last layers), their mean and deviation are over places: they
+know of surfaces and edges, which p has given up for the classes that it was trained to tell. n(v) brings the numbers of a part
+to mean 0 and the part to length 1, so that all parts count alike. On photographs of waste the inner maps are worth three points
+(docs/encoder.md). The size s, the filter of resize, mean and deviation are those that the weights were trained with. A grey
 image is given three equal channels.
 
 Sums are in bf16, where the hardware multiplies it, with channels last. A batch normalisation is folded into the convolution
@@ -17,9 +21,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +56,30 @@ TRAINED_ON = {
 }
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a model of timm looks at an image."""
+
+    size: int  # pixels a side
+    interpolation: Interpolation
+    normalisation: Normalisation
+
+    @classmethod
+    def of(cls, settings: config.Encoder) -> Look:
+        """Raises ConfigError for a model that timm does not know, or where timm is not installed."""
+        card = described(settings.name)
+        filtered: Interpolation = "bilinear" if card.interpolation == "bilinear" else "bicubic"
+        return cls(settings.size or int(card.input_size[-1]), filtered, Normalisation(card.mean, card.std))
+
+    def prepared(self, levels: Tensor) -> Tensor:
+        """Levels in [0, 255] of images (n, c, h, w), of any type -> what the network is handed, float32 (n, 3, s, s)."""
+        x = levels.float()
+        if x.shape[-1] != self.size:
+            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
+            x = F.interpolate(x, (self.size, self.size), mode=mode, antialias=True, align_corners=False).clamp_(0, 255)
+        return self.normalisation.apply(x.expand(-1, 3, -1, -1).contiguous())
+
+
 class Pretrained(Fixed):
     """Features (n, d) of the model that `settings` name. Raises ConfigError for an unknown model, or where its weights are not
     to be had, and DataError for a file that holds others."""
@@ -61,23 +90,15 @@ class Pretrained(Fixed):
 
     def __init__(self, shape: Shape, settings: config.Encoder) -> None:
         super().__init__(shape)
-        self.settings, card = settings, described(settings.name)
-        self.size = settings.size or int(card.input_size[-1])
-        self.interpolation = _interpolation(card.interpolation)
-        self.normalisation = Normalisation(card.mean, card.std)
-        self.file = weights_files.found(f"{card.architecture}.{card.tag}", card.hf_hub_id, settings.weights)
+        self.settings, self.look, card = settings, Look.of(settings), described(settings.name)
+        self.size, self.interpolation, self.normalisation = self.look.size, self.look.interpolation, self.look.normalisation
+        self.file = weights_of(settings)
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
         self.origin = Origin(trained_on(card), card.license or "not stated", digest)
 
     @classmethod
     def made(cls, shape: Shape, settings: config.Encoder) -> Pretrained:
         """See Fixed."""
-        if settings.name == "none":
-            raise ConfigError(
-                "encoder.name=none, and a setting asks for the encoder `pretrained`",
-                expected="the name of a model of timm",
-                remedy="set encoder.name=tf_efficientnet_lite0.in1k",
-            )
         return cls(shape, settings)
 
     @cached_property
@@ -91,20 +112,19 @@ class Pretrained(Fixed):
     @torch.inference_mode()
     def _encode(self, images: np.ndarray) -> np.ndarray:
         where = device()
-        x = self.prepared(torch.from_numpy(images).to(where)).to(next(self.network.parameters()).dtype)
-        return np.asarray(self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu())
-
-    def prepared(self, images: Tensor) -> Tensor:
-        """uint8 (n, c, h, w) -> what the network is handed, float32 (n, 3, s, s)."""
-        x = images.float()
-        if x.shape[-1] != self.size:
-            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-            x = F.interpolate(x, (self.size, self.size), mode=mode, antialias=True, align_corners=False).clamp_(0, 255)
-        return self.normalisation.apply(x.expand(-1, 3, -1, -1).contiguous())
+        x = self.look.prepared(torch.from_numpy(images).to(where)).to(next(self.network.parameters()).dtype)
+        parts = _parts(self.network, x.contiguous(memory_format=torch.channels_last))
+        return np.asarray(torch.cat([F.normalize(v - v.mean(1, keepdim=True), eps=SHORTEST) for v in parts], 1).cpu())
 
 
 def described(name: str) -> PretrainedCfg:
     """What timm knows of a model: size, normalisation, licence, place of its weights. Raises ConfigError for an unknown one."""
+    if name == "none":
+        raise ConfigError(
+            "encoder.name=none, and a setting asks for a pretrained encoder",
+            expected="the name of a model of timm",
+            remedy=f"set encoder.name={weights_files.LITE0}",
+        )
     timm = _timm()
     with contextlib.suppress(RuntimeError):  # raised for a tag that the model does not have
         card: PretrainedCfg | None = timm.get_pretrained_cfg(name)
@@ -118,6 +138,12 @@ def described(name: str) -> PretrainedCfg:
         expected="the name of a model of timm with weights",
         remedy=f"did you mean {close[0]}?" if close else "see timm.list_models(pretrained=True)",
     )
+
+
+def weights_of(settings: config.Encoder) -> Path:
+    """The file with the weights of the model that `settings` name. Raises ConfigError where there is none."""
+    card = described(settings.name)
+    return weights_files.found(f"{card.architecture}.{card.tag}", card.hf_hub_id, settings.weights)
 
 
 def body(settings: config.Encoder, file: Path) -> nn.Module:
@@ -143,10 +169,28 @@ def body(settings: config.Encoder, file: Path) -> nn.Module:
     return network
 
 
+LEVELS = 4  # inner maps of which mean and deviation are features
+SHORTEST = 1e-3  # length of a part below which it is not made longer: it says nothing
+
+
+def _parts(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of images (n, 3, s, s): what the classifier would be handed, then mean and deviation of inner maps, float32 (n, d_i).
+
+    Some networks of timm show no inner maps. They have the first part alone.
+    """
+    if not hasattr(network, "forward_intermediates"):
+        return [network(x).float()]
+    levels = min(LEVELS, len(network.feature_info))  # type: ignore[arg-type]
+    last, maps = network.forward_intermediates(x, indices=levels)  # type: ignore[operator]
+    flat = [part.float().flatten(2) for part in maps]
+    handed = network.forward_head(last, pre_logits=True).float()  # type: ignore[operator]
+    return [handed, *(statistic for part in flat for statistic in (part.mean(2), part.std(2, correction=0)))]
+
+
 FOLDED = 1e-3  # relative difference of features up to which folding has changed nothing but rounding
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def folded(network: nn.Module, size: int) -> nn.Module:
     """`network` with each batch normalisation in the convolution that stands before it, where that gives the same features.
 
@@ -173,11 +217,6 @@ def trained_on(card: PretrainedCfg) -> str:
     """The images that shaped the weights, as far as timm's tag tells."""
     known = [TRAINED_ON[word] for word in str(card.tag or "").split("_") if word in TRAINED_ON]
     return ", then ".join(dict.fromkeys(known)) or f"unknown: timm calls these weights {card.tag or 'nothing'}"
-
-
-def _interpolation(name: str) -> Interpolation:
-    found: Literal["bilinear", "bicubic"] = "bilinear" if name == "bilinear" else "bicubic"
-    return found
 
 
 def _timm() -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.encoders.base import Origin
 from pipeline.evaluation.equivalent import EquivalentImages
 from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.near import Pair
 
 Intervals = Mapping[str, Interval]
 
@@ -80,6 +81,7 @@ class Setting:
     warnings: Sequence[str]
     params: Mapping[str, Any]
     encoder: Origin | None = None  # of the pretrained encoder, where one is named
+    headroom: str = ""  # what validation rows say of it
 
     def json(self) -> dict[str, Any]:
         return {
@@ -93,6 +95,7 @@ class Setting:
             "warnings": list(self.warnings),
             "settings": dict(self.params),
             **({"encoder": asdict(self.encoder)} if self.encoder else {}),
+            **({"headroom": self.headroom} if self.headroom else {}),
         }
 
 
@@ -112,6 +115,8 @@ class Results:
     parts: Mapping[str, Part]
     equivalent: EquivalentImages | None
     setting: Setting
+    outside: Sequence[str] = ()  # arms and references that know of images from outside the project
+    near: Sequence[Pair] = ()  # near-duplicates across splits
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json."""
@@ -128,6 +133,8 @@ class Results:
             found["equivalent_real_images"] = self.equivalent.json()
         if self.metric:
             found["metric"] = self.metric
+        if self.outside:
+            found["outside_knowledge"] = list(self.outside)
         return found
 
     def gains(self) -> list[tuple[str, str, float, float, float]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.arms import recipes
-from pipeline.classifier import networks
+from pipeline.classifier import headroom, networks
 from pipeline.classifier import train as classifier
 from pipeline.classifier.choice import CurvePoint, PoolChoice, RealChoice
 from pipeline.classifier.inputs import Inputs
@@ -29,7 +29,7 @@ from pipeline.config import ENSEMBLE, Mode, Params
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.encoders.base import Origin, fixed
-from pipeline.evaluation import equivalent, reference
+from pipeline.evaluation import equivalent, near, reference
 from pipeline.evaluation.equivalent import EquivalentImages
 from pipeline.evaluation.intervals import Interval, Resamples, interval, resample
 from pipeline.evaluation.results import ArmResult, Gain, GeneratorResult, Part, Results, Setting
@@ -42,6 +42,7 @@ from pipeline.metrics.standard import AveragePrecision, BalancedAccuracy, MacroF
 
 PER_CLASS = ("recall", "auroc", "average_precision")
 MIN_SEEDS = 5
+NEAR = "near_duplicates.csv"  # beside details.json
 MIN_GROUPS = 10
 KNOWN_WEIGHTS = "nobody can say whether test images were among these; arms that look through it are compared with one another"
 # Data sets that are known to lie in what encoders are trained on, by words in their names.
@@ -124,7 +125,7 @@ class Asked:
     made: dict[Mode, Tensor] = field(default_factory=dict)
 
     def inputs(self, mode: Mode) -> Tensor:
-        """Images uint8 (n, c, h, w), or features (n, 1, d)."""
+        """Images uint8 (n, c, h, w), or features (n, 1 + v, d)."""
         if mode not in self.made:
             self.made[mode] = torch.from_numpy(Inputs.of(self.params, self.shape, mode).to_score(self.rows))
         return self.made[mode]
@@ -175,9 +176,9 @@ def evaluate(params: Params, prepared: Prepared, runs: Path, test: Manifest) -> 
     chosen, baseline = choices.primary, choices.baselines[choices.primary]
     targets = test.targets(classes).numpy()
     asked = Asked(params, prepared.shape, test, targets)
-    origin = (
-        fixed("pretrained", prepared.shape, params.encoder, "encoder.name").origin if params.encoder.name != "none" else None
-    )
+    encoder = fixed("pretrained", prepared.shape, params.encoder, "encoder.name") if params.encoder.name != "none" else None
+    alike = near.pairs(params, encoder, train, prepared.val(), test) if encoder else []
+    origin = encoder.origin if encoder else None
     counts, test_counts = (rows.counts(classes).tolist() for rows in (train, test))
     members = strata(counts, settings.tail)
     resamples = resample(targets, test.column("group"), n_seeds=seeds, n=settings.bootstrap, seed=params.seed)
@@ -234,14 +235,34 @@ def evaluate(params: Params, prepared: Prepared, runs: Path, test: Manifest) -> 
             seeds=seeds,
             confidence=settings.confidence,
             encoder=origin,
+            headroom=headroom.said(choices.real, metric, classes),
             warnings=[
                 *_warnings(params, classes, counts, test, choices),
                 *_known_weights(params, origin),
+                *near.warning(alike, NEAR),
                 *_better_references(arms[baseline], of_references, metric),
             ],
             params=params.model_dump(mode="json", by_alias=True, exclude={"engine"}),
         ),
+        outside=_outside(params, choices, [*arms, *of_references]),
+        near=alike,
     )
+
+
+def _outside(params: Params, choices: Choices, names: Sequence[str]) -> list[str]:
+    """Of these arms and references those that know of images from outside the project: by an encoder, or by a generator."""
+
+    def knows(name: str) -> bool:
+        mode, _, own = name.rpartition(":")
+        if name in choices.real.validation:
+            return (mode or params.modes[0]) != "scratch"
+        if mode == "encoder":  # a reference
+            return True
+        drawn = own.startswith("synthetic") or own == "shuffled"
+        of_pool = own in choices.families[choices.primary].validation
+        return of_pool and (choices.real.mode != "scratch" or (drawn and pretrained(choices.primary, params.generators)))
+
+    return [name for name in names if knows(name)]
 
 
 def _encoder_part(params: Params, means: Mapping[str, float], metric: Metric) -> dict[str, tuple[str, str]]:
@@ -279,6 +300,8 @@ def _choice(choices: Choices) -> dict[str, Any]:
 def _warnings(params: Params, classes: list[str], counts: Sequence[int], test: Manifest, choices: Choices) -> list[str]:
     """What a reader must know before believing the numbers."""
     family, out = choices.families[choices.primary], []
+    if (found := choices.real.headroom) and headroom.nothing_left(found):
+        out.append(headroom.said(choices.real, named(params.evaluate.metric), classes))
     if params.arms.seeds < MIN_SEEDS:
         out.append(f"{params.arms.seeds} seeds: fewer than {MIN_SEEDS} say little, seeds alone move results by points")
     labels, groups = test.column("label"), test.column("group")

@@ -84,6 +84,7 @@ def render(sources: Sources, out: Path) -> str:
     environment.filters |= {
         "prose": prose,
         "clip": words.clip,
+        "marked": lambda name: words.marked(name, metrics),
         "band": lambda limit: numbers.band(limit.low, limit.high),
         "count": numbers.count,
         "measure": numbers.measure,
@@ -106,6 +107,8 @@ def render(sources: Sources, out: Path) -> str:
         drift=_drift(_json(sources.drift, "drift")),
         classes=_classes(info, rare, _behind(metrics, families)),
         warnings=_warnings(info, details, families),
+        headroom=details.get("headroom"),
+        outside=words.outside(metrics),
         duplicates=info.get("near_duplicates") or 0,
         set_aside=_listed(info, "set_aside", "path"),
         left_out=_listed(info, "left_out", "sample_id"),

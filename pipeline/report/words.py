@@ -47,6 +47,21 @@ def arm(name: str) -> str:
     return f"{mode}: {note}" if mode and note else note
 
 
+OUTSIDE = "†"
+
+
+def marked(name: str, metrics: Mapping[str, Any]) -> str:
+    """An arm or a reference as tables show it: those with outside knowledge bear a mark."""
+    return f"{name} {OUTSIDE}" if name in (metrics.get("outside_knowledge") or ()) else name
+
+
+def outside(metrics: Mapping[str, Any]) -> str:
+    """What the mark means; empty where nothing bears it."""
+    return (
+        f"{OUTSIDE} knows of images from outside the project, by pretrained weights" if metrics.get("outside_knowledge") else ""
+    )
+
+
 COLUMNS = {  # of the tables, beside the metrics that can decide
     "tail_recall": "tail recall",
     "middle_recall": "middle recall",
@@ -100,6 +115,7 @@ CHECKS = {
     "form": "not an image of the declared form",
     "blank": "too little contrast; the value is the standard deviation of the pixels",
     "copy": "too near a real train image; the value is the distance to it",
+    "moved_copy": "too near a real train image that was turned, cropped or moved; the value is the distance of their features",
     "duplicate": "too near another synthetic image; the value is the distance to it",
     "label": "the judges do not see its class; the value is their probability of it, relative to that of the likeliest class",
     "outlier": "too far from the real images of its class; the value is the distance to them",

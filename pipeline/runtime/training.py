@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +57,20 @@ class Optimisation:
 
 
 class Learner:
-    """A network, its optimiser and its moving average."""
+    """A network, its optimiser and its moving average. `shares` names parameters that learn with a share of plan.lr."""
 
-    def __init__(self, network: nn.Module, plan: Optimisation) -> None:
+    def __init__(self, network: nn.Module, plan: Optimisation, shares: Mapping[str, float] | None = None) -> None:
         self.network, self.plan = network, plan
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.parameters = list(learned.values())
         # Weight decay is for matrices (Loshchilov & Hutter, 2019), not for biases, gains and embeddings of one row.
-        decayed = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=plan.betas, fused=True)
+        groups = defaultdict[tuple[float, float], list[nn.Parameter]](list)
+        for name, p in learned.items():
+            groups[(shares or {}).get(name, 1.0), plan.weight_decay if p.ndim > 1 else 0.0].append(p)
+        self.optimiser = torch.optim.AdamW(
+            [{"params": held, "share": share, "weight_decay": decay} for (share, decay), held in groups.items()],
+            lr=plan.lr, betas=plan.betas, fused=True,
+        )  # fmt: skip
         self.ema = [p.detach().clone() for p in self.parameters] if plan.ema is not None else []
 
     def step(self, loss: Tensor, k: int) -> float:
@@ -78,8 +83,9 @@ class Learner:
             raise Diverged(
                 f"loss {value} at step {k}", expected="a finite loss", remedy="lower lr in this section of params.yaml"
             )
+        rate = plan.lr * min(1.0, (k + 1) / max(1, plan.warmup)) * 0.5 * (1 + math.cos(math.pi * k / plan.steps))
         for group in self.optimiser.param_groups:
-            group["lr"] = plan.lr * min(1.0, (k + 1) / max(1, plan.warmup)) * 0.5 * (1 + math.cos(math.pi * k / plan.steps))
+            group["lr"] = rate * group["share"]
         nn.utils.clip_grad_norm_(self.parameters, plan.clip)
         self.optimiser.step()
         if plan.ema is not None:

@@ -16,7 +16,7 @@ def run(params: Params, family: str, prepared: Path, model: Path, pool: Path, ch
     """Write measures.json into folder `out`."""
     data, fitted = Prepared(prepared), registry.family(family).load(model)
     settings = (params.seed, params.data.flips)
-    read = (params.encoder, params.classifier, params.frozen, params.measure, params.evaluate)
+    read = (params.encoder, params.classifier, params.frozen, params.finetune, params.measure, params.evaluate)
     sections = [section.model_dump() for section in read]
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     with work.resumable(out, settings, sections, *rows, model, pool, checked / "summary.json") as folder:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pipeline.arms import accepted_rows
-from pipeline.classifier import curve, selection
+from pipeline.classifier import curve, headroom, selection
 from pipeline.classifier.choice import RealChoice
 from pipeline.classifier.inputs import Inputs
 from pipeline.classifier.packed import Campaign
@@ -30,7 +31,7 @@ def run(
     For the family `ensemble`, `pool` and `checked` are the folders of all families; nothing is written where it is not wanted.
     """
     data = Prepared(prepared)
-    sections = (params.encoder, params.classifier, params.frozen, params.arms)
+    sections = (params.encoder, params.classifier, params.frozen, params.finetune, params.arms)
     settings = (params.seed, params.data.flips, [section.model_dump() for section in sections], params.evaluate.metric)
     rows = [prepared / name for name in ("train.parquet", "val.parquet", "dataset.json")]
     if family is None:
@@ -42,6 +43,8 @@ def run(
                 most = max(params.arms.curve)
                 modes = [curve.with_reserve(shared, data, most, look) for shared, look in zip(modes, looks, strict=True)]
             selection.real_only(modes, params.arms, folder)
+            choice, metric = RealChoice.read(folder), modes[0].metric
+            print(f"headroom: {headroom.said(choice, metric, data.classes)}", file=sys.stderr)
         return
     if pool is None or checked is None or real is None:
         raise InputError(f"train --family {family}", expected="--pool, --checked and --real as well")

@@ -22,7 +22,7 @@ def run(params: Params, family: str, prepared: Path, judges: Path, model: Path, 
     Raises TailforgeError, when both stand, where a critical expectation fails.
     """
     data = Prepared(prepared)
-    settings = (family, params.seed, params.data.flips, params.sample.fill_to, params.validate_.model_dump(), data.classes)
+    settings = (family, params.seed, params.sample.fill_to, params.validate_.model_dump(), data.classes)
     files = (prepared / "train.parquet", prepared / "val.parquet", judges, pool, *([model] if params.validate_.bayes else []))
     kind = registry.family(family)
     posterior = bayes.classifier(kind.load(model), len(data.classes), params.seed) if params.validate_.bayes else None

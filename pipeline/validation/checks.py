@@ -4,19 +4,23 @@
 
     form       1 if the image decodes to uint8 of the declared channels and size (hence finite and in range), else 0
     blank      largest standard deviation of a channel over the pixels, of 255; low = blank_std
-    copy       distance in pixel space to the nearest real train image of any class; low from real images
-    duplicate  distance in pixel space to the nearest earlier image of the pool; the same low
+    copy       distance in pixel space to the nearest real train image of any class, of the image under any of MOVES (mirrored,
+               turned by a right angle, shifted); low from real images that are looked at in the same way
+    duplicate  distance in pixel space to the nearest earlier image of the pool; low from real images
+    moved_copy distance in feature space to the nearest real train image of any class; low from real images. Features change
+               little under moves that are none of MOVES, such as turns by a few degrees and crops
     label      mean over the judges of p_k(c | x) / max_y p_k(y | x); low = agreement. The generative model's own posterior
                p(y | x) may be one more term: it knows the class from the inside, but has seen all train rows, which its own
                samples come from
     outlier    mean over the judges of the distance in feature space to the nearest train image of class c; high from real ones
 
-copy and outlier are the two sides of one band: too near is memorised, too far is not of the class. Both are calibrated on
+The copies and outlier are the two sides of one band: too near is memorised, too far is not of the class. All are calibrated on
 real *train* rows alone, on what the checks would say of a new real image:
 
     pixel space    features of the encoder `near` (pixels, averaged down to 16), centred, of unit norm: d = sqrt(2 - 2 cos) in
-                   [0, 2]; images are mirrored too where labels survive it. Real reference: each train row against the rows of
-                   other groups.
+                   [0, 2]. Real reference: each train row against the rows of other groups.
+    moved_copy     d(x) = |e(x) - e(nearest row)| / sqrt(dim), e the embeddings of all judges. Real reference: as in pixel
+                   space.
     feature space  d_k(x) = |e_k(x) - e_k(nearest row of class c that judge k was fitted on)| / sqrt(dim). Real reference: each
                    train row by the judge that has not seen it.
     threshold      t_c = slack * (w_c q_c + (1 - w_c) q_pool,c),  w_c = n_c / (n_c + shrinkage)
@@ -28,8 +32,10 @@ distances to as many reference rows as class c has, or rare classes would be mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,18 +43,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config
-from pipeline.core.images import MIRRORED
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
 from pipeline.encoders.base import Encoder
+from pipeline.encoders.distances import CHUNK, distances, nearest, parts
 from pipeline.encoders.judges import Assessment, Judges
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
-CHECKS = ("form", "blank", "copy", "duplicate", "label", "outlier")  # in the order in which a reason is looked for
-CHUNK = 1024  # rows of a distance matrix at a time
+CHECKS = (
+    "form",
+    "blank",
+    "copy",
+    "duplicate",
+    "moved_copy",
+    "label",
+    "outlier",
+)  # in the order in which a reason is looked for
 QUERIES = 400  # real rows of a class that calibrate, at most (per judge, for outliers)
 SAME = 0.01  # pixel-space distance below which two images are one: rounding, a level or two of noise
 FARTHEST = 2.0  # the largest pixel-space distance
+
+Move = Callable[[Tensor], Tensor]  # (n, c, s, s) -> the same
+
+
+def _moved(x: Tensor, *, quarters: int, mirrored: bool, down: int, right: int) -> Tensor:
+    """Mirrored, turned by quarters, shifted by so many pixels; pixels at the border continue."""
+    turned = torch.rot90(x.flip(3) if mirrored else x, quarters, (2, 3))
+    padded, side = F.pad(turned, (1,) * 4, mode="replicate"), x.shape[-1]
+    return padded[:, :, 1 - down : 1 - down + side, 1 - right : 1 - right + side]
+
+
+AS_IT_IS: Sequence[Move] = [torch.clone]
+MOVES: Sequence[Move] = [
+    partial(_moved, quarters=quarters, mirrored=mirrored, down=down, right=right)
+    for quarters in range(4)
+    for mirrored in (False, True)
+    for down in (0, -1, 1)
+    for right in (0, -1, 1)
+]
 
 
 @dataclass(frozen=True)
@@ -84,17 +116,17 @@ class Checks:
         classes: Sequence[str],
         *,
         settings: config.Validate,
-        flips: str,
         seed: int,
         posterior: Posterior | None = None,
     ) -> None:
         judges.require_rows(train)
         pixels, targets = train.training_tensors(classes, "the checks")
-        self.judges, self.near, self.classes, self.flips, self.seed = judges, near, list(classes), flips, seed
+        self.judges, self.near, self.classes, self.seed = judges, near, list(classes), seed
         self.posterior = posterior
         self.targets, self.shape = targets.numpy(), tuple(pixels.shape[1:])
         self._directions = self.directions(pixels)
-        self._embeddings = judges.embed(pixels)
+        said = judges.look(pixels)
+        self._embeddings, self._flat = said.embeddings, said.flat
         self._shrinkage = settings.shrinkage
         # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth. Of the judges
         # alone: a posterior has seen all rows, and none is held out from it.
@@ -105,14 +137,18 @@ class Checks:
         self.counts = np.bincount(self.targets, minlength=len(classes))
         k, inf = len(classes), np.inf
         # Nearer than this to train is a share copy_quantile of new real images: what fidelity calls near copies.
-        self.typical_near = self._copy_quantiles(pixels, train.column("group"), settings.copy_quantile)
-        copy = np.maximum(SAME, settings.copy_slack * self.typical_near)
+        group, quantile = np.unique(train.column("group"), return_inverse=True)[1], settings.copy_quantile
+        self.typical_near = self._near_quantiles(lambda i, own: self._nearest_train(pixels[i], own=own)[0], group, quantile)
+        plain = self._near_quantiles(lambda i, own: self._nearest_train(pixels[i], AS_IT_IS, own)[0], group, quantile)
+        moved = self._near_quantiles(lambda i, own: nearest(self._flat[i], self._flat, own).distance, group, quantile)
+        slack = settings.copy_slack
         outlier = settings.outlier_slack * self._outlier_quantiles(settings.outlier_quantile)
         self.bands = {
             "form": Band(np.ones(k), np.full(k, inf)),
             "blank": Band(np.full(k, settings.blank_std), np.full(k, inf)),
-            "copy": Band(copy, np.full(k, inf)),
-            "duplicate": Band(copy, np.full(k, inf)),
+            "copy": Band(np.maximum(SAME, slack * self.typical_near), np.full(k, inf)),
+            "duplicate": Band(np.maximum(SAME, slack * plain), np.full(k, inf)),
+            "moved_copy": Band(settings.moved_slack * moved, np.full(k, inf)),
             "label": Band(np.full(k, settings.agreement), np.full(k, inf)),
             "outlier": Band(np.full(k, -inf), outlier),
         }
@@ -122,20 +158,26 @@ class Checks:
         said = self.judges.look(pixels)
         probabilities = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
         agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in probabilities]
-        distance, nearest = self._nearest_train(pixels)
+        distance, place = self._nearest_train(pixels)
         values = {
             "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
             "copy": distance,
+            "moved_copy": nearest(said.flat, self._flat).distance,
             "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
             "outlier": self._outlier_distance(said, targets),
         }
         directions = self.directions(pixels)
-        return Measured(values, nearest, directions.astype(np.float16), said.flat.astype(np.float16))
+        return Measured(values, place, directions.astype(np.float16), said.flat.astype(np.float16))
 
     def directions(self, pixels: Tensor) -> np.ndarray:
         """Where images uint8 (n, c, h, w) lie in pixel space: float32 (n, p), of unit norm, zero for a constant image."""
+        return _directions(self._reduced(pixels))
+
+    def _reduced(self, pixels: Tensor) -> Tensor:
+        """Images as pixel space sees them: float32 (n, c, s, s)."""
         features = torch.from_numpy(self.near.features(pixels.numpy()))
-        return np.asarray(F.normalize(features - features.mean(1, keepdim=True), eps=1e-3))
+        side = math.isqrt(features.shape[1] // pixels.shape[1])
+        return features.view(len(pixels), pixels.shape[1], side, side)
 
     def duplicates(self, directions: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Distance (n,) of each image to the nearest earlier one among n; 2 where none near it was found.
@@ -155,7 +197,7 @@ class Checks:
         weights = 2.0 ** np.arange(bits)
         for table in range(8):
             planes = numpy_rng(self.seed, "duplicates", table).standard_normal((directions.shape[1], bits)).astype(np.float32)
-            codes = np.concatenate([((part.astype(np.float32) - centre) @ planes > 0) @ weights for part in _parts(directions)])
+            codes = np.concatenate([((part.astype(np.float32) - centre) @ planes > 0) @ weights for part in parts(directions)])
             order = np.argsort(codes, kind="stable")
             for behind in range(1, min(5, n)):
                 for start in range(0, n - behind, CHUNK):
@@ -176,12 +218,15 @@ class Checks:
             for check, band in self.bands.items()
         }
 
-    def _nearest_train(self, pixels: Tensor, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Distance and index of the nearest train row of each image (n,); `own` (n, train rows) marks those to
-        pass over, and then train rows that are the same image are passed over too."""
+    def _nearest_train(
+        self, pixels: Tensor, moves: Sequence[Move] = MOVES, own: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distance and index of the train row that is nearest to an image (n,) under any of `moves`; `own` (n, train rows)
+        marks those to pass over, and then train rows that are the same image are passed over too."""
         distance, index = np.full(len(pixels), np.inf), np.zeros(len(pixels), dtype=np.int64)
-        for variant in _mirrored(pixels, self.flips):
-            queries = self.directions(variant)
+        reduced = self._reduced(pixels)
+        for move in moves:
+            queries = _directions(move(reduced))
             for start in range(0, len(queries), CHUNK):
                 part = slice(start, start + CHUNK)
                 cosine = queries[part] @ self._directions.T
@@ -194,17 +239,19 @@ class Checks:
                 index[part] = np.where(nearer, best, index[part])
         return distance, index
 
-    def _copy_quantiles(self, pixels: Tensor, groups: np.ndarray, q: float) -> np.ndarray:
+    def _near_quantiles(
+        self, nearest: Callable[[np.ndarray, np.ndarray], np.ndarray], group: np.ndarray, q: float
+    ) -> np.ndarray:
+        """(k,) of real rows: `nearest` gives the distances of some of them (m,), without those that (m, n) marks."""
         rows = self._sample("copy", np.ones(len(self.targets), dtype=bool))
-        group = np.unique(groups, return_inverse=True)[1]
-        distance, _ = self._nearest_train(pixels[torch.from_numpy(rows)], group[rows, None] == group[None, :])
+        distance = nearest(rows, group[rows, None] == group[None, :])
         told = np.isfinite(distance)  # not so for a row without another group
         rows, distance = rows[told], distance[told]
         return self._shrunk(np.repeat(distance[:, None], len(self.classes), 1), self.targets[rows], q, empty=0.0)
 
     def _outlier_quantiles(self, q: float) -> np.ndarray:
         k = len(self.classes)
-        distances, classes = [np.empty((0, k))], [np.empty(0, dtype=np.int64)]
+        found, classes = [np.empty((0, k))], [np.empty(0, dtype=np.int64)]
         for judge, embeddings in enumerate(self._embeddings):
             seen = self.judges.folds != judge
             references = np.bincount(self.targets[seen], minlength=k)
@@ -213,10 +260,10 @@ class Checks:
                 mine = held[self.targets[held] == c]
                 rows = numpy_rng(self.seed, "references", judge, int(c)).permutation(np.flatnonzero(seen & (self.targets == c)))
                 # Column m - 1 of the running minimum is the distance to the nearest of m reference rows.
-                near = np.minimum.accumulate(_distances(embeddings[mine], embeddings[rows]), axis=1)
-                distances.append(near[:, np.clip(references, 1, len(rows)) - 1])
+                near = np.minimum.accumulate(distances(embeddings[mine], embeddings[rows]), axis=1)
+                found.append(near[:, np.clip(references, 1, len(rows)) - 1])
                 classes.append(np.full(len(mine), c))
-        return self._shrunk(np.concatenate(distances), np.concatenate(classes), q, empty=np.inf)
+        return self._shrunk(np.concatenate(found), np.concatenate(classes), q, empty=np.inf)
 
     def _shrunk(self, distances: np.ndarray, classes: np.ndarray, q: float, *, empty: float) -> np.ndarray:
         """t_c / slack (k,) from distances (n, k), column c as they would be for class c, of rows of `classes` (n,)."""
@@ -241,8 +288,8 @@ class Checks:
             for c in np.unique(targets):
                 rows = np.flatnonzero(targets == c)
                 reference = self._embeddings[judge][seen & (self.targets == c)]
-                for part in _parts(rows):
-                    out[part] += _distances(embeddings[part], reference).min(1) / len(said.embeddings)
+                for part in parts(rows):
+                    out[part] += distances(embeddings[part], reference).min(1) / len(said.embeddings)
         return out
 
     def _sample(self, name: str, among: np.ndarray) -> np.ndarray:
@@ -254,18 +301,6 @@ class Checks:
         return np.sort(np.concatenate(chosen))
 
 
-def _mirrored(pixels: Tensor, flips: str) -> Iterator[Tensor]:
-    yield pixels
-    for axes in MIRRORED[flips]:
-        yield pixels.flip(axes)
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances (n, m) of rows (n, d) and (m, d), over sqrt(d)."""
-    squared = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * (a @ b.T)
-    return np.asarray(np.sqrt(np.maximum(squared, 0.0) / a.shape[1]), dtype=np.float64)
-
-
-def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]
+def _directions(reduced: Tensor) -> np.ndarray:
+    features = reduced.flatten(1)
+    return np.asarray(F.normalize(features - features.mean(1, keepdim=True), eps=1e-3))

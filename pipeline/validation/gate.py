@@ -97,7 +97,7 @@ def check_pool(
     checked, accepted = CHECKED.empty_table(), IMAGES.empty_table()
     if len(rows) and not failures:
         checks = Checks(
-            train, judges, Pixels(judges.shape, LEVELS), classes, settings=settings, flips=params.data.flips, seed=params.seed,
+            train, judges, Pixels(judges.shape, LEVELS), classes, settings=settings, seed=params.seed,
             posterior=posterior,
         )  # fmt: skip
         warnings += [

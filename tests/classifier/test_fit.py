@@ -18,7 +18,7 @@ from pipeline.runtime import training
 
 CONFIG = digits_project.params(
     classifier={"network": "small", "steps": 200, "batch_images": 32, "lr": 0.01, "weight_decay": 0.0}
-).classifier
+).in_mode("scratch")
 COUNTS = np.array([24, 6, 2])
 
 

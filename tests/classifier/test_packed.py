@@ -23,7 +23,7 @@ from pipeline.metrics.standard import BalancedAccuracy
 
 ROOT = Path(__file__).parents[2]
 PARAMS = digits_project.params(classifier={"network": "small", "steps": 4, "batch_images": 8, "lr": 0.01, "weight_decay": 0.0})
-CONFIG = PARAMS.classifier
+CONFIG = PARAMS.in_mode("scratch")
 
 
 def campaign(workers: int = 2, **settings: object) -> Campaign:

@@ -50,16 +50,26 @@ def test_the_packages_weights_are_converted_once_and_are_those_of_imagenet() -> 
 
 
 def test_its_features_are_those_of_timm() -> None:
-    """In float32 and step by step: resized, normalised, pooled."""
+    """In float32 and step by step: resized, normalised; what the classifier is handed, then the inner maps."""
     encoder, x = Pretrained.made(SHAPE, LITE0), torch.from_numpy(images())
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     network.load_state_dict({k: v for k, v in load_file(encoder.file).items() if not k.startswith("classifier")})
     large = torch.nn.functional.interpolate(x.float(), (32, 32), mode="bicubic", antialias=True).clamp(0, 255)
+    maps = list[torch.Tensor]()
+    for i in (1, 2, 4, 6):  # the last of 16, 8, 4 and 2 pixels less
+        network.blocks[i].register_forward_hook(lambda _module, _given, out: maps.append(out))
     with torch.inference_mode():
-        expected = network((large / 255 - 0.5) / 0.5).numpy()
-    found = encoder.features(x.numpy())
-    assert found.shape == (6, 1280)
-    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)  # the error of bf16
+        parts = [network((large / 255 - 0.5) / 0.5)]
+    for part in maps:
+        parts += [part.mean((2, 3)), part.std((2, 3), correction=0)]
+    found, start = encoder.features(x.numpy()), 0
+    assert found.shape == (6, 1280 + 2 * (24 + 40 + 112 + 320))
+    for part in parts:
+        expected = part - part.mean(1, keepdim=True)
+        expected = (expected / expected.norm(dim=1, keepdim=True).clamp(min=pretrained.SHORTEST)).numpy()
+        own = found[:, start : start + part.shape[1]]
+        assert np.linalg.norm(own - expected) < 0.1 * np.linalg.norm(expected) + 1e-6  # the error of bf16
+        start += part.shape[1]
 
 
 def test_folding_changes_rounding_alone_and_is_left_where_it_would_change_more() -> None:
@@ -99,11 +109,11 @@ def test_a_grey_image_is_seen_as_one_of_three_equal_channels() -> None:
 
 def test_any_architecture_has_its_own_size_and_statistics() -> None:
     encoder = Pretrained.made(SHAPE, drawn("resnet10t").model_copy(update={"size": 32}))
-    assert encoder.features(images()).shape == (6, 512)
+    assert encoder.features(images()).shape == (6, 512 + 2 * (64 + 128 + 256 + 512))
     assert encoder.normalisation.mean == timm.get_pretrained_cfg("resnet10t").mean
     transformer = drawn("vit_tiny_patch16_224")
     full, small = (Pretrained.made(SHAPE, transformer.model_copy(update={"size": size})) for size in (0, 48))
-    assert (full.size, small.size) == (224, 48) and small.features(images(2)).shape == (2, 192)
+    assert (full.size, small.size) == (224, 48) and small.features(images(2)).shape == (2, 9 * 192)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The mode `frozen`: every arm on features of the encoder, beside `scratch`, and at the resolution of a generator."""
+"""The modes with an encoder: every arm on its features, and of its network; beside `scratch`; at a generator's resolution."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from helpers import digits_project
 from pipeline import config
 from pipeline.arms import Arm, recipes
-from pipeline.classifier import networks, train
-from pipeline.classifier.choice import RealChoice
+from pipeline.classifier import headroom, networks, train
+from pipeline.classifier.choice import ClassRecall, Headroom, RealChoice, Scores
 from pipeline.classifier.inputs import Inputs
 from pipeline.classifier.packed import Campaign, runs_of
 from pipeline.classifier.teaching import soft_labels, taught
-from pipeline.config import REAL_ARMS
+from pipeline.config import REAL_ARMS, Encoder
 from pipeline.core.images import at_resolution
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.encoders import store
 from pipeline.encoders.pretrained import Pretrained
 from pipeline.errors import ConfigError
+from pipeline.evaluation import near
+from pipeline.metrics.registry import named
 from pipeline.stages import evaluate
 from pipeline.stages import train as stage
 
@@ -37,9 +40,8 @@ SEVERAL = digits_project.params(
     encoder=ENCODER, frozen=SHORT, classifier={"modes": ["scratch", "frozen"]}, fit={"image_size": 4},
     arms={"real": ["real", "augment+logit_adjustment"], "labels": ["hard", "soft"], "curve": [1]}, evaluate={"bootstrap": 100},
 )  # fmt: skip
-ALL = digits_project.params(
-    encoder=ENCODER, frozen=SHORT, classifier={"mode": "frozen"}, arms={"real": list(REAL_ARMS), "seeds": 1},
-)  # fmt: skip
+ALL = {"real": list(REAL_ARMS), "seeds": 1}
+TUNED: dict[str, object] = {"steps": 2, "batch_images": 8}
 
 
 class Counted:
@@ -104,22 +106,28 @@ def test_images_are_looked_at_once_and_test_rows_by_evaluate_alone(
     folder, _, seen = done
     data = Prepared(folder / "prepared")
     test, train_rows = (set(rows.column("pixel_hash")) for rows in (data.test(), data.train()))
-    assert seen["evaluate"] == seen["naive"] + len(test - train_rows)
+    assert seen["evaluate"] == seen["naive"] + (1 + SEVERAL.frozen.views) * len(test - train_rows)
     monkeypatch.chdir(folder)
     counted = Counted(monkeypatch)
     stage.run(SEVERAL, Path("prepared"), Path("runs/again"))
     assert counted.images == 0
 
 
-def test_every_arm_is_trained_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mode", "images", "least"), [("frozen", 30 * 16, 0.3), ("finetune", 2 * 8, 0.0)])
+def test_every_arm_is_trained_in_every_mode(
+    mode: config.Mode, images: int, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Points of SMOTE, mixed pairs, cosine layers, deferred schedules, students: with as many steps as every other arm."""
     monkeypatch.chdir(digits_project.write(tmp_path))
     taken: list[int] = []
     monkeypatch.setattr(Campaign, "execute", counting_steps(taken))
-    stage.run(ALL, Path("prepared"), Path("runs/real"))
+    classifier: dict[str, object] = {"mode": mode, "distillation_images": 2}
+    params = digits_project.params(encoder=ENCODER, frozen=SHORT, finetune=TUNED, classifier=classifier, arms=ALL)
+    stage.run(params, Path("prepared"), Path("runs/real"))
     found = json.loads(Path("runs/real/choice.json").read_text())["validation"]
-    assert set(found) == set(REAL_ARMS) and set(taken) == {30 * 16} and len(taken) == len(REAL_ARMS)
-    assert max(row["mean"] for row in found.values()) > 0.3
+    assert set(found) == set(REAL_ARMS) and set(taken) == {images} and len(taken) == len(REAL_ARMS)
+    assert max(row["mean"] for row in found.values()) > least
+    assert {networks.mode(train.load(file)) for file in Path("runs/real").rglob("0.safetensors")} == {mode}
 
 
 def counting_steps(taken: list[int]) -> Any:
@@ -133,10 +141,70 @@ def counting_steps(taken: list[int]) -> Any:
     return counted
 
 
-def test_without_an_encoder_the_mode_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_without_an_encoder_the_mode_is_refused_in_a_line(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(digits_project.write(tmp_path))
     with pytest.raises(ConfigError, match=r"encoder\.name=none.*set encoder\.name=tf_efficientnet_lite0\.in1k"):
-        stage.run(digits_project.params(classifier={"mode": "frozen"}), Path("prepared"), Path("runs/real"))
+        stage.run(digits_project.params(classifier={"mode": mode}), Path("prepared"), Path("runs/real"))
+
+
+# What is said beside the numbers
+
+
+def test_arms_with_outside_knowledge_are_named(done: tuple[Path, dict[str, Any], dict[str, int]]) -> None:
+    folder, metrics, _ = done
+    outside, mode = set(metrics["outside_knowledge"]), json.loads((folder / "runs/real/choice.json").read_text())["mode"]
+    assert {"frozen:real", "frozen:augment+logit_adjustment", "encoder:nearest_mean"} <= outside
+    assert not {"scratch:real", "random_forest"} & outside
+    assert ("synthetic" in outside) == ("replay" in outside) == (mode == "frozen")
+
+
+def test_headroom_is_told_with_what_the_encoder_brings(
+    done: tuple[Path, dict[str, Any], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    choice, said = RealChoice.read(Path("runs/real")), json.loads(Path("evaluation/details.json").read_text())["headroom"]
+    assert choice.best_real_arm in said and "frozen 0." in said and "1 more real images a class add" in said
+    found = choice.headroom
+    assert found is not None and found.images == 80 and found.score == choice.validation[choice.best_real_arm].mean
+    recalls = [row.recall for row in found.weakest]
+    assert recalls == sorted(recalls) and found.score == pytest.approx(np.mean(recalls))
+    assert found.errors == pytest.approx(80 * (1 - found.score))  # as many images of each class
+
+
+@pytest.mark.parametrize(("errors", "curve", "left"), [(0.5, None, False), (9.0, None, True), (9.0, 0.001, False)])
+def test_nothing_is_left_where_errors_are_few_or_real_images_add_nothing(
+    errors: float, curve: float | None, left: bool
+) -> None:
+    weak = (ClassRecall(index=1, recall=0.4, images=9), ClassRecall(index=0, recall=1.0, images=9))
+    found = Headroom(score=0.9, errors=errors, images=100, weakest=weak, curve=curve, curve_extra=curve and 30)
+    rows = {"real": Scores.of([0.9])}
+    choice = RealChoice(best_real_arm="real", teacher="real", validation=rows, headroom=found)
+    said = headroom.said(choice, named("balanced_accuracy"), ["cat", "dog"])
+    assert headroom.nothing_left(found) != left
+    assert ("nothing left to add: label images, or stop" in said) != left
+    assert ("Weakest classes, to generate for: dog 0.40 (9 images)" in said) == left
+
+
+def test_near_duplicates_across_splits_are_listed_with_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test image that is a train image with a little less contrast: other pixels, nearly the same features."""
+    monkeypatch.chdir(digits_project.write(tmp_path))
+    data = Prepared(Path("prepared"))
+    encoder, train_rows, val, test = (
+        Pretrained.made(data.shape, Encoder.model_validate(ENCODER)),
+        data.train(),
+        data.val(),
+        data.test(),
+    )
+    before = near.pairs(SEVERAL, encoder, train_rows, val, test)
+    pale = (train_rows.images()[:3].float() * 0.9).round().byte().numpy()
+    planted = digits_project.rows(pale, list(train_rows.column("label")[:3]), "test", "real", "planted")
+    found = near.pairs(SEVERAL, encoder, train_rows, val, Manifest(pa.concat_tables([test.table, planted.table])))
+    pairs = {pair.test: (pair.other, pair.split) for pair in found}
+    assert {f"planted-test-{i}": (train_rows.column("sample_id")[i], "train") for i in range(3)}.items() <= pairs.items()
+    assert len(found) == len(before) + 3 and len(before) < 0.1 * len(test)
+    assert near.warning([], "x") == [] and "planted-test-0 ~ d-train-0 (train)" in near.warning(found, "x")[0]
 
 
 # Resolution

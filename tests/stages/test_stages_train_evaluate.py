@@ -284,8 +284,10 @@ def test_the_curve_has_every_seed_at_each_point_that_adds_rows(done: Project, cu
     extra = {f"curve/{m}/{i}.safetensors" for m in (2, 4, 6) for i in range(2)}
     assert set(with_curve) == set(plain) | extra
     found = choice(curved, "real")
-    points = found.pop("curve")
-    assert found == choice(done, "real")
+    points, room, alone = found.pop("curve"), found.pop("headroom"), choice(done, "real")
+    assert room == alone.pop("headroom") | {"curve": room["curve"], "curve_extra": 6}
+    assert room["curve"] == pytest.approx(points[-1]["validation"]["mean"] - room["score"])
+    assert found == alone
     assert [(p["extra"], p["added"]) for p in points] == [(m, np.minimum(HELD, m).tolist()) for m in (2, 4, 6)]
     assert all(plain[f] == with_curve[f] for f in plain if f != "choice.json")  # the other runs are as without a curve
     assert len({with_curve[f] for f in extra}) == len(extra)

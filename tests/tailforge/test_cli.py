@@ -26,6 +26,7 @@ from tailforge import project, running, settings, survey
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = (sys.executable, "-c", "from tailforge.cli import main; main()")
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+HALF = config.Split(val=0.15, test=0.35)
 
 
 def test_help_imports_nothing_heavy(command: Command) -> None:
@@ -280,9 +281,9 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_a_groups_file_of_other_images_is_left_alone(photographs: Path) -> None:
-    assert survey.survey(photographs, train_share=0.5)[1] == photographs.parent / "groups.json"
+    assert survey.survey(photographs, split=HALF).groups == photographs.parent / "groups.json"
     (photographs.parent / "groups.json").write_text(json.dumps([{"id": "BloodImage_1", "group": "a"}]))
-    assert survey.survey(photographs, train_share=0.5)[1] is None
+    assert survey.survey(photographs, split=HALF).groups is None
 
 
 def test_init_reads_settings_off_a_folder(photographs: Path, tmp_path: Path, command: Command) -> None:
@@ -309,7 +310,7 @@ def test_larger_images_are_looked_at_through_an_encoder_where_there_is_one(
     for label in ("cat", "black dog"):
         for i in range(9):
             Image.new("RGB", (300, 90 + i), (i, 99, 0)).save(photographs / label / f"large{i}.png")
-    values, _ = survey.survey(photographs, train_share=0.5)
+    values = survey.survey(photographs, split=HALF).values
     assert (values["data.image_size"], values["fit.image_size"]) == (224, 32)
     assert (values["encoder.name"], values["classifier.mode"]) == ("tf_efficientnet_lite0.in1k", "frozen")
     assert "through tf_efficientnet_lite0.in1k (ImageNet)" in survey.why(values)
@@ -317,7 +318,7 @@ def test_larger_images_are_looked_at_through_an_encoder_where_there_is_one(
     assert params.judges.encoder == "pretrained" and params.generator_size == 32
     assert settings.start("flow_matching", params).model_dump() == survey_start("flow_matching", 32)
     monkeypatch.setattr(survey, "find_spec", lambda _: None)
-    values, _ = survey.survey(photographs, train_share=0.5)
+    values = survey.survey(photographs, split=HALF).values
     assert values["data.image_size"] == 32 and "encoder.name" not in values
     assert "pip install 'tailforge[encoder]'" in survey.why(values)
 
@@ -327,12 +328,13 @@ def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([["path", "label", "split"], *[["a.png", label, "train"] for label in "aab"]])
     (tmp_path / "list.csv").write_text(text.getvalue())
-    values, groups = survey.survey(tmp_path, train_share=0.35)
+    values, groups, images, _ = survey.survey(tmp_path, split=config.Split())
     assert values["data.source"] == "table" and values["data.table"] == "list.csv" and groups is None
+    assert images == {"train": 3, "val": 0, "test": 0}
     assert values["data.image_size"] == 28 and values["data.channels"] == 1 and values["sample.fill_to"] == 2
     (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 8]) + bytes(128))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 4, 5]))
-    values, _ = survey.survey(tmp_path, train_share=0.35)
+    values = survey.survey(tmp_path, split=config.Split()).values
     assert values["data.source"] == "idx" and values["data.image_size"] == 8 and values["classifier.augment"] == "affine"
 
 
@@ -383,5 +385,5 @@ def test_real_cells_are_read_right(tmp_path: Path) -> None:
     datasets = os.environ.get("TAILFORGE_DATASETS")
     if not datasets:
         pytest.skip("TAILFORGE_DATASETS is not set")
-    values, _ = survey.survey(Path(datasets) / "mnist", train_share=0.35)
+    values = survey.survey(Path(datasets) / "mnist", split=config.Split()).values
     assert values["data.source"] == "idx" and values["data.image_size"] == 28 and values["data.channels"] == 1

@@ -115,6 +115,16 @@ def test_a_release_says_counts_gain_and_the_hash_of_dvc(unreleased: Path) -> Non
     )
 
 
+def test_a_release_names_the_encoder_and_the_hash_of_its_weights(unreleased: Path) -> None:
+    origin = {"trained_on": "ImageNet-1k", "licence": "apache-2.0", "weights": "ab" * 32}
+    settings = {"encoder": {"name": "tf_efficientnet_lite0.in1k"}, "encoder_origin": origin}
+    (unreleased / "data/settings.json").write_text(json.dumps(settings))
+    made, _ = releases.make(unreleased)
+    assert made.record["encoder"] == {"name": "tf_efficientnet_lite0.in1k"} | origin
+    assert json.loads((unreleased / "release.json").read_text())["encoder"]["weights"] == "ab" * 32
+    assert "; encoder tf_efficientnet_lite0.in1k abababababab" in (unreleased / "CHANGELOG.md").read_text()
+
+
 def test_the_same_state_is_released_once(known: Path, command: Command) -> None:
     before = commits(known), tagged(known)
     said = command(*MAIN, "release", cwd=known).stdout

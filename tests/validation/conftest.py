@@ -21,4 +21,4 @@ def judges(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Judges:
 
 @pytest.fixture(scope="session")
 def checks(digits: Digits, judges: Judges) -> Checks:
-    return Checks(digits.train, judges, PIXELS, CLASSES, settings=PARAMS.validate_, flips="none", seed=0)
+    return Checks(digits.train, judges, PIXELS, CLASSES, settings=PARAMS.validate_, seed=0)
