@@ -33,9 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import errors_in_a_line
 from pipeline.config import REAL_ARMS
 from pipeline.core import work
-from pipeline.errors import InputError, TailforgeError
+from pipeline.errors import InputError
 from pipeline.metrics.standard import BalancedAccuracy
 from pipeline.report import numbers, words
 from tailforge import project, settings
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(REAL_ARMS), metavar="ARM", help="real-only arms; all, if none")
     given = parser.parse_args()
     folder = os.environ.get("TAILFORGE_DATASETS")
-    try:
+    with errors_in_a_line():
         for name in given.datasets or DATASETS:
             first, at, seed = name.partition("@")
             if first not in DATASETS or (at and not seed.isdecimal()):
@@ -297,9 +298,6 @@ def main() -> None:
             gains, summary = rows(name, place)
             every = merged(RESULTS / "gain.csv", GAIN, gains), merged(RESULTS / "gain_summary.csv", SUMMARY, summary)
             work.write(PAGE, page(*every))
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -2,34 +2,28 @@
 
 Defaults are chosen by it: on validation rows alone, of several data sets, by the arm `augment+logit_adjustment` under equal
 seeds. Each data set is prepared as `tailforge init` proposes, at SIDE pixels. A run that is there already is kept. The table
-goes into docs/encoder.md, between the marks, with the seconds of a run on all cores together.
+goes into docs/encoder.md, between the marks, with the seconds of a run where one runs on each core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import marks
-from benchmarks.gain import DATASETS, PLACE, unpacked
-from pipeline import config
+from benchmarks.command import errors_in_a_line
+from benchmarks.prepared import prepared
 from pipeline.arms import Arm, recipe_of
 from pipeline.classifier.inputs import Inputs
 from pipeline.classifier.packed import Campaign, runs_of, scores_of, train_all
 from pipeline.core import work
-from pipeline.core.prepared import Prepared
-from pipeline.errors import InputError, TailforgeError
-from pipeline.stages import prepare
-from tailforge import project, settings
 
 PAGE, MARK = Path("docs/encoder.md"), "modes"
 SIDE, SEEDS, ARM = 224, range(2), "augment+logit_adjustment"
@@ -46,26 +40,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def measured(name: str, changes: Mapping[str, Any], sets: Path) -> tuple[list[float], float]:
+def measured(name: str, changes: Mapping[str, Any]) -> tuple[list[float], float]:
     """Scores on validation rows by seed, and seconds a run."""
-    place = (PLACE / "modes" / name).absolute()
-    if not place.exists():
-        project.init(place, unpacked(sets / DATASETS[name].folder))
-    ids = DATASETS[name].ids
-    if ids:
-        work.write(place / "data/lists" / ids, (sets / DATASETS[name].folder / ids).read_bytes())
-    listed = {"scarcity.kind": "ids", "scarcity.ids": f"data/lists/{ids}"} if ids else {}
-    with chdir(place):
-        text = Path("params.yaml").read_text(encoding="utf-8")
-        params = config.resolved(config.values(settings.apply(text, {"data.image_size": SIDE, **listed, **changes})))
-        prepared = Path(f"prepared-{params.data.image_size}")
-        if not prepared.exists():
-            prepare.run(params, prepared)
+    with prepared(name, {"data.image_size": SIDE, **changes}) as (params, data):
         mode = params.modes[0]
-        data = Prepared(prepared)
-        shared = Campaign.of(params, data, mode)
-        encoder, views = Inputs.of(params, data.shape, mode).encoder, params.frozen.views
-        folder = Path("runs") / work.key(shared.config.model_dump(), encoder and encoder.key, views, params.data.image_size)
+        shared, encoder = Campaign.of(params, data, mode), Inputs.of(params, data.shape, mode).encoder
+        folder = Path("runs") / work.key(shared.config.model_dump(), encoder and encoder.key, params.frozen.views)
         runs = runs_of(Arm(ARM, recipe_of(shared.config, ARM, "")), SEEDS, folder)
         folder.mkdir(parents=True, exist_ok=True)
         took = folder / "seconds.json"
@@ -94,20 +74,15 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help=f"of {', '.join(NAMES)}; all, if none")
     parser.add_argument("--only", default="", metavar="WORD", help="of the settings those whose name has this word")
     given = parser.parse_args()
-    folder, found = os.environ.get("TAILFORGE_DATASETS"), dict[str, dict[str, tuple[list[float], float]]]()
-    try:
-        if not folder:
-            raise InputError("TAILFORGE_DATASETS is not set", expected="the folder of data sets", remedy="set it")
+    found = dict[str, dict[str, tuple[list[float], float]]]()
+    with errors_in_a_line():
         for what, changes in VARIANTS.items():
             for name in given.datasets or NAMES:
                 if given.only in what:
-                    found.setdefault(what, {})[name] = scores, seconds = measured(name, changes, Path(folder))
+                    found.setdefault(what, {})[name] = scores, seconds = measured(name, changes)
                     print(f"{name}: {what}: {np.mean(scores):.3f}, {seconds:.1f} s a run", file=sys.stderr, flush=True)
         if not given.only and not given.datasets:
             marks.replace(PAGE, MARK, table(found))
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import collections
-import sys
 
 import numpy as np
 import torch
 
+from benchmarks.command import errors_in_a_line
 from benchmarks.gain import PLACE, RESULTS
 from pipeline import config
 from pipeline.arms import Arm, recipe_of
@@ -25,7 +25,7 @@ from pipeline.classifier.teaching import taught
 from pipeline.core import work
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
-from pipeline.errors import InputError, TailforgeError
+from pipeline.errors import InputError
 from pipeline.evaluation.intervals import interval, resample
 from pipeline.evaluation.verdict import verdict
 from pipeline.metrics.predictions import Predictions
@@ -76,13 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How often no difference at all is called a gain.")
     parser.add_argument("dataset", nargs="?", default="digits", metavar="DATASET")
     name = parser.parse_args().dataset
-    try:
+    with errors_in_a_line():
         if not (PLACE / name / "metrics.json").is_file():
             raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
         found = verdicts(name)
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
     work.write_json(RESULTS / "null.json", found)
     print(found)
 

@@ -7,11 +7,8 @@ are, which should pass, and spoilt. Copies are of the two thirds. The table goes
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,19 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import marks
-from benchmarks.gain import DATASETS, PLACE, unpacked
+from benchmarks.command import errors_in_a_line
+from benchmarks.prepared import prepared
 from pipeline import config
-from pipeline.core import work
 from pipeline.core.images import at_resolution, to_float, to_uint8
 from pipeline.core.prepared import Prepared
 from pipeline.core.seeds import numpy_rng
 from pipeline.encoders.base import LEVELS
 from pipeline.encoders.judges import Judges
 from pipeline.encoders.pixels import Pixels
-from pipeline.errors import InputError, TailforgeError
-from pipeline.stages import prepare
 from pipeline.validation.checks import Checks
-from tailforge import project, settings
 
 PAGE, MARK = Path("docs/validation.md"), "rejected"
 SMALL = {"encoder.name": "none", "judges.encoder": "small"}
@@ -92,27 +86,10 @@ SPOILT: Mapping[str, Spoil] = {
 }
 
 
-def measured(case: Case, sets: Path | None) -> dict[str, float]:
+def measured(case: Case) -> dict[str, float]:
     """Share rejected, by what was done to the images."""
-    place = (PLACE / "rejected" / case.dataset).absolute()
-    if not place.exists():
-        if case.dataset == "digits":
-            project.lay(place, {}, "the digits that come with scikit-learn")
-        elif sets is None:
-            raise InputError("TAILFORGE_DATASETS is not set", expected="the folder of data sets", remedy="set it")
-        else:
-            project.init(place, unpacked(sets / DATASETS[case.dataset].folder))
-    changes, ids = dict(case.changes), DATASETS[case.dataset].ids
-    if ids and sets:
-        work.write(place / "data/lists" / ids, (sets / case.dataset / ids).read_bytes())
-        changes |= {"scarcity.kind": "ids", "scarcity.ids": f"data/lists/{ids}"}
-    with chdir(place):
-        text = Path("params.yaml").read_text(encoding="utf-8")
-        params = config.resolved(config.values(settings.apply(text, changes)))
-        out = Path(f"prepared-{params.data.image_size}")
-        if not out.exists():
-            prepare.run(params, out)
-        return _shares(params, Prepared(out))
+    with prepared(case.dataset, case.changes) as (params, data):
+        return _shares(params, data)
 
 
 def _shares(params: config.Params, data: Prepared) -> dict[str, float]:
@@ -157,18 +134,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Share of spoilt images that the gate rejects.")
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help="all, if none")
     given = parser.parse_args()
-    folder, found = os.environ.get("TAILFORGE_DATASETS"), dict[str, dict[str, float]]()
-    try:
+    found = dict[str, dict[str, float]]()
+    with errors_in_a_line():
         for name, case in CASES.items():
             if not given.datasets or case.dataset in given.datasets:
-                found[name] = measured(case, Path(folder) if folder else None)
+                found[name] = measured(case)
         if given.datasets:
             print(table(found))
         else:
             marks.replace(PAGE, MARK, table(found))
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

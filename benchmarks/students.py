@@ -8,13 +8,13 @@ over seeds. The tables go into docs/experiments.md, between the marks. Runs that
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import marks
+from benchmarks.command import errors_in_a_line
 from benchmarks.gain import PLACE
 from pipeline import config
 from pipeline.arms import Arm, TrainingData, TrainingPlan, accepted_rows, recipe_of, synthetic_arms
@@ -25,7 +25,7 @@ from pipeline.config import ENSEMBLE, SELF_DISTILLATION
 from pipeline.core import work
 from pipeline.core.manifest import Manifest
 from pipeline.core.prepared import Prepared
-from pipeline.errors import InputError, TailforgeError
+from pipeline.errors import InputError
 
 SEEDS = range(8)
 PAGE, MARK = Path("docs/experiments.md"), "students"
@@ -100,16 +100,13 @@ def main() -> None:
     """Replace the text between the marks."""
     parser = argparse.ArgumentParser(description="What makes a student of synthetic images good.")
     parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET")
-    try:
+    with errors_in_a_line():
         tables = []
         for name in parser.parse_args().datasets:
             if not (PLACE / name / "metrics.json").is_file():
                 raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
             tables.append(table(name, PLACE / name))
         marks.replace(PAGE, MARK, "\n\n".join(tables))
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SOME_ARMS = 4  # that are trained with a pool, besides the trials of the choice
 
 def seconds(params: Params, images: Mapping[str, int], classes: int) -> dict[str, float]:
     """By stage; `images` are those of train, val and test."""
-    faster, size, arms = (os.cpu_count() or CORES) / CORES, params.data.image_size, params.arms
+    faster, size, arms = len(os.sched_getaffinity(0)) / CORES, params.data.image_size, params.arms
     train, val, test = (images[split] for split in ("train", "val", "test"))
     side = params.encoder.size or 224
     encoded, looked_at = params.encoder.name != "none", LOOKED_AT * (224 / side) ** 2 * faster
@@ -49,9 +49,9 @@ def seconds(params: Params, images: Mapping[str, int], classes: int) -> dict[str
     if "flow_matching" in params.generators:
         steps, pixels = params.families.get("flow_matching", {}).get("steps", 2000), (params.generator_size / 32) ** 2
         made |= {"fit": steps * GENERATOR_STEP * max(0.2, pixels) / faster, "sample": pool / SAMPLED * pixels / faster}
-    # The first stage with a classifier looks at all images, and the others find them.
-    made["measure"] = (train * lower + val + pool) * look
-    made["train_real"] = sum(trained(mode, arms.seeds * len(arms.real)) for mode in params.modes)
+    # The first stage that wants an image looks at it, and the others find its features.
+    made["train_real"] = (train + val) * look + sum(trained(mode, arms.seeds * len(arms.real)) for mode in params.modes)
+    made["measure"] = (train * (lower - 1) + pool) * look
     made["train_synthetic"] = trained(params.modes[-1], SOME_ARMS * arms.seeds + trials)
     made["evaluate"] = test * look + 20.0 + (40.0 if encoded else 0.0)
     return {stage: START + took for stage, took in made.items()}

@@ -194,6 +194,11 @@ def outs(entry: dict[str, Any]) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in listed]
 
 
+def test_headroom_is_told_before_any_generator_is_fitted() -> None:
+    order = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    assert order.index("train_real") < order.index("fit")
+
+
 def test_only_train_real_opens_the_reserve() -> None:
     made = [name for name, entry in DVC.items() if "data/prepared/reserve.parquet" in outs(entry)]
     readers = [name for name, entry in DVC.items() if "data/prepared/reserve.parquet" in entry["deps"]]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from benchmarks.command import errors_in_a_line
 from benchmarks.scale.measured import SHAPES, Figures, costs, image
 from benchmarks.scale.page import page
 from benchmarks.scale.plan import Plan
 from pipeline.core import work
-from pipeline.errors import TailforgeError
 
 PAGE = Path("docs/scale.md")
 
@@ -20,16 +19,12 @@ def text() -> str:
     return page([Plan.of(image(figures, form), costs(figures)) for form in SHAPES])
 
 
-def main() -> int:
+def main() -> None:
     """Write it."""
-    try:
+    with errors_in_a_line():
         work.write(PAGE, text())
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
     print(PAGE)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,16 +13,16 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.command import errors_in_a_line
 from benchmarks.speed import results
 from pipeline.core import work
-from pipeline.errors import TailforgeError
 from pipeline.runtime.costs import machine
 from pipeline.runtime.training import device
 
 RESULTS, PAGE = Path("benchmarks/results/speed.csv"), Path("docs/speed.md")
 
 
-def main() -> int:
+def main() -> None:
     """Run parts, write what they found, print the last lines."""
     parser = argparse.ArgumentParser(description="How fast Tailforge is, beside a plain recipe and by itself.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(results.PARTS)}; all, if none")
@@ -30,7 +30,7 @@ def main() -> int:
     if unknown := set(given.parts) - set(results.PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(results.PARTS)}")
     found: list[results.Row] = []
-    try:
+    with errors_in_a_line():
         for part in given.parts or results.PARTS:
             began = time.perf_counter()
             print(f"{part} …", file=sys.stderr, flush=True)
@@ -42,12 +42,8 @@ def main() -> int:
             print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             rows = results.merged(RESULTS, found)
             work.write(PAGE, results.page(rows))
-    except TailforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
     print("\n".join(results.last_lines(rows)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -114,6 +114,12 @@ class RealChoice(_Choice):
     curve: tuple[CurvePoint, ...] | None = None  # None where none is wanted, empty where no row is in reserve
     headroom: Headroom | None = None  # None where an older version made the choice
 
+    def best_of_modes(self, metric: Metric) -> dict[str, str]:
+        """The best arm of each mode; {} unless several were compared."""
+        modes = dict.fromkeys(arm.partition(":")[0] for arm in self.validation if ":" in arm)
+        own = {mode: {a: row.mean for a, row in self.validation.items() if a.startswith(f"{mode}:")} for mode in modes}
+        return {mode: metric.best(means) for mode, means in own.items()}
+
 
 class PoolChoice(_Choice):
     """Of the arms with one family's pool, or the ensemble's."""
@@ -123,10 +129,3 @@ class PoolChoice(_Choice):
     labels: Labels
     grid: tuple[Trial, ...]
     missing: Missing
-
-
-def scores_of_modes(validation: Mapping[str, Scores], metric: Metric) -> dict[str, float]:
-    """The score of the best arm of each mode; {} unless several were compared."""
-    modes = dict.fromkeys(arm.partition(":")[0] for arm in validation if ":" in arm)
-    own = {mode: [row.mean for arm, row in validation.items() if arm.startswith(f"{mode}:")] for mode in modes}
-    return {mode: max(values, key=metric.merit) for mode, values in own.items()} if len(own) > 1 else {}

@@ -87,7 +87,10 @@ def learning_rates(network: nn.Module, decay: float) -> Mapping[str, float]:
 def stored(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that a file of `network` holds."""
     tensors: dict[str, Tensor] = network.state_dict()
-    return {name: value.half() for name, value in tensors.items()} if isinstance(network, Finetuned) else tensors
+    if not isinstance(network, Finetuned):
+        return tensors
+    # Buffers are counts and variances, which float16 may not hold.
+    return tensors | {name: value.detach().half() for name, value in network.named_parameters()}
 
 
 def rounded(network: nn.Module) -> nn.Module:

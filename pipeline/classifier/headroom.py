@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.classifier import train
-from pipeline.classifier.choice import ClassRecall, CurvePoint, Headroom, RealChoice, scores_of_modes
+from pipeline.classifier.choice import ClassRecall, CurvePoint, Headroom, RealChoice
 from pipeline.classifier.packed import Campaign, Run, scores_of
 from pipeline.metrics.base import Metric
 
@@ -56,8 +56,8 @@ def said(choice: RealChoice, metric: Metric, classes: Sequence[str]) -> str:
     lines = [
         f"real images alone: {arm} has {score} {metric.title} on {found.images} validation images, {found.errors:.1f} wrong"
     ]
-    if modes := scores_of_modes(choice.validation, metric):
-        lines.append(f"By mode: {', '.join(f'{mode} {value:.3f}' for mode, value in modes.items())}")
+    if best := choice.best_of_modes(metric):
+        lines.append(f"By mode: {', '.join(f'{mode} {choice.validation[own].mean:.3f}' for mode, own in best.items())}")
     if found.curve is not None:
         lines.append(f"{found.curve_extra} more real images a class add {100 * found.curve:+.1f} points")
     if nothing_left(found):

@@ -1,4 +1,4 @@
-"""Distances between rows of features, a block at a time: |a - b| / sqrt(d)."""
+"""Distances between rows of features: |a - b| / sqrt(d). Of all pairs only a block is in memory at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 CHUNK = 1024  # rows of a distance matrix at a time
+BESIDE = 16_384  # columns of it at a time
 ROUNDING = 1e-3  # below this two rows are features of the same image
 
 
@@ -24,18 +25,24 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.maximum(squared, 0.0) / a.shape[1]), dtype=np.float64)
 
 
-def nearest(a: np.ndarray, b: np.ndarray, own: np.ndarray | None = None) -> Nearest:
-    """Of rows (n, d) the nearest of (m, d). `own` (n, m) marks those to pass over; then the same image is passed over too.
+def nearest(a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray] | None = None) -> Nearest:
+    """Of rows (n, d) the nearest of (m, d).
 
-    The distance is infinite where nothing is left.
+    With `groups`, of the rows (n,) and of the others (m,), a row's own group is passed over, and so is the same image. The
+    distance is infinite where nothing is left.
     """
     found = Nearest(np.full(len(a), np.inf), np.zeros(len(a), np.int64))
     for part in parts(np.arange(len(a))):
-        apart = distances(a[part], b)
-        if own is not None:
-            apart[own[part] | (apart < ROUNDING)] = np.inf
-        found.row[part] = apart.argmin(1)
-        found.distance[part] = apart[np.arange(len(part)), found.row[part]]
+        for start in range(0, len(b), BESIDE):
+            beside = slice(start, start + BESIDE)
+            apart = distances(a[part], b[beside])
+            if groups is not None:
+                apart[(groups[0][part, None] == groups[1][None, beside]) | (apart < ROUNDING)] = np.inf
+            best = apart.argmin(1)
+            least = apart[np.arange(len(part)), best]
+            nearer = least < found.distance[part]
+            found.distance[part] = np.where(nearer, least, found.distance[part])
+            found.row[part] = np.where(nearer, start + best, found.row[part])
     return found
 
 

@@ -6,9 +6,8 @@
 u are levels. p is what the network hands to its classifier: mostly the mean over places, or a class token. h_1 … h_L are its
 last L = LEVELS inner maps of different size (of a transformer its last layers), their mean and deviation are over places: they
 know of surfaces and edges, which p has given up for the classes that it was trained to tell. n(v) brings the numbers of a part
-to mean 0 and the part to length 1, so that all parts count alike. On photographs of waste the inner maps are worth three points
-(docs/encoder.md). The size s, the filter of resize, mean and deviation are those that the weights were trained with. A grey
-image is given three equal channels.
+to mean 0 and the part to length 1, so that all parts count alike. The size s, the filter of resize, mean and deviation of x are
+those that the weights were trained with. A grey image is given three equal channels.
 
 Sums are in bf16, where the hardware multiplies it, with channels last. A batch normalisation is folded into the convolution
 before it, which gives the same numbers but for rounding: a (W x + b) + c = (a W) x + (a b + c).

@@ -210,7 +210,7 @@ def evaluate(params: Params, prepared: Prepared, runs: Path, test: Manifest) -> 
     means = {name: row.mean for name, row in choices.real.validation.items()}
     mode = choices.real.mode
     known = {params.arm_name(mode, arm): recipe for arm, recipe in recipes(params.in_mode(mode)).items()}
-    parts = equivalent.parts(means, own, choices.real.teacher, known, metric) | _encoder_part(params, means, metric)
+    parts = equivalent.parts(means, own, choices.real.teacher, known, metric) | _encoder_part(choices.real, metric)
     equal = None
     if points := choices.real.curve:
         of_points = [asked.of(runs / "real/curve" / str(p.extra), seeds) for p in points]
@@ -265,16 +265,13 @@ def _outside(params: Params, choices: Choices, names: Sequence[str]) -> list[str
     return [name for name in names if knows(name)]
 
 
-def _encoder_part(params: Params, means: Mapping[str, float], metric: Metric) -> dict[str, tuple[str, str]]:
+def _encoder_part(real: RealChoice, metric: Metric) -> dict[str, tuple[str, str]]:
     """What the encoder alone is worth: the best real-only arm with it, and that without; {} unless both were trained."""
-    best = {}
-    for mode in params.modes:
-        own = {arm: mean for arm, mean in means.items() if arm.startswith(params.arm_name(mode, ""))}
-        best[mode] = metric.best(own)
-    with_encoder = [arm for mode, arm in best.items() if mode != "scratch"]
+    best = real.best_of_modes(metric)
+    with_encoder = {arm: real.validation[arm].mean for mode, arm in best.items() if mode != "scratch"}
     if "scratch" not in best or not with_encoder:
         return {}
-    return {"encoder": (metric.best({arm: means[arm] for arm in with_encoder}), best["scratch"])}
+    return {"encoder": (metric.best(with_encoder), best["scratch"])}
 
 
 def _scores(all_of_them: Sequence[Predictions], one: Callable[[Predictions], Scored]) -> list[Scored]:

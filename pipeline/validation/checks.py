@@ -46,19 +46,12 @@ from pipeline import config
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
 from pipeline.encoders.base import Encoder
-from pipeline.encoders.distances import CHUNK, distances, nearest, parts
+from pipeline.encoders.distances import CHUNK, Nearest, distances, nearest, parts
 from pipeline.encoders.judges import Assessment, Judges
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
-CHECKS = (
-    "form",
-    "blank",
-    "copy",
-    "duplicate",
-    "moved_copy",
-    "label",
-    "outlier",
-)  # in the order in which a reason is looked for
+# In the order in which a reason is looked for.
+CHECKS = ("form", "blank", "copy", "duplicate", "moved_copy", "label", "outlier")
 QUERIES = 400  # real rows of a class that calibrate, at most (per judge, for outliers)
 SAME = 0.01  # pixel-space distance below which two images are one: rounding, a level or two of noise
 FARTHEST = 2.0  # the largest pixel-space distance
@@ -124,7 +117,8 @@ class Checks:
         self.judges, self.near, self.classes, self.seed = judges, near, list(classes), seed
         self.posterior = posterior
         self.targets, self.shape = targets.numpy(), tuple(pixels.shape[1:])
-        self._directions = self.directions(pixels)
+        reduced = self._reduced(pixels)
+        self._directions = _directions(reduced)
         said = judges.look(pixels)
         self._embeddings, self._flat = said.embeddings, said.flat
         self._shrinkage = settings.shrinkage
@@ -137,11 +131,15 @@ class Checks:
         self.counts = np.bincount(self.targets, minlength=len(classes))
         k, inf = len(classes), np.inf
         # Nearer than this to train is a share copy_quantile of new real images: what fidelity calls near copies.
-        group, quantile = np.unique(train.column("group"), return_inverse=True)[1], settings.copy_quantile
-        self.typical_near = self._near_quantiles(lambda i, own: self._nearest_train(pixels[i], own=own)[0], group, quantile)
-        plain = self._near_quantiles(lambda i, own: self._nearest_train(pixels[i], AS_IT_IS, own)[0], group, quantile)
-        moved = self._near_quantiles(lambda i, own: nearest(self._flat[i], self._flat, own).distance, group, quantile)
-        slack = settings.copy_slack
+        group, rows = np.unique(train.column("group"), return_inverse=True)[1], self._sample("copy", self.targets >= 0)
+        apart, slack = (group[rows], group), settings.copy_slack
+
+        def typical(near: Nearest) -> np.ndarray:
+            return self._near_quantiles(rows, near.distance, settings.copy_quantile)
+
+        self.typical_near = typical(self._nearest_train(reduced[rows], groups=apart))
+        plain = typical(self._nearest_train(reduced[rows], AS_IT_IS, apart))
+        moved = typical(nearest(self._flat[rows], self._flat, apart))
         outlier = settings.outlier_slack * self._outlier_quantiles(settings.outlier_quantile)
         self.bands = {
             "form": Band(np.ones(k), np.full(k, inf)),
@@ -158,16 +156,16 @@ class Checks:
         said = self.judges.look(pixels)
         probabilities = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
         agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in probabilities]
-        distance, place = self._nearest_train(pixels)
+        reduced = self._reduced(pixels)
+        near = self._nearest_train(reduced)
         values = {
             "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
-            "copy": distance,
+            "copy": near.distance,
             "moved_copy": nearest(said.flat, self._flat).distance,
             "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
             "outlier": self._outlier_distance(said, targets),
         }
-        directions = self.directions(pixels)
-        return Measured(values, place, directions.astype(np.float16), said.flat.astype(np.float16))
+        return Measured(values, near.row, _directions(reduced).astype(np.float16), said.flat.astype(np.float16))
 
     def directions(self, pixels: Tensor) -> np.ndarray:
         """Where images uint8 (n, c, h, w) lie in pixel space: float32 (n, p), of unit norm, zero for a constant image."""
@@ -219,32 +217,30 @@ class Checks:
         }
 
     def _nearest_train(
-        self, pixels: Tensor, moves: Sequence[Move] = MOVES, own: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Distance and index of the train row that is nearest to an image (n,) under any of `moves`; `own` (n, train rows)
-        marks those to pass over, and then train rows that are the same image are passed over too."""
-        distance, index = np.full(len(pixels), np.inf), np.zeros(len(pixels), dtype=np.int64)
-        reduced = self._reduced(pixels)
+        self,
+        reduced: Tensor,
+        moves: Sequence[Move] = MOVES,
+        groups: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Nearest:
+        """The train row that is nearest to an image of (n, c, s, s) under any of `moves`; `groups` as in distances.nearest."""
+        distance, index = np.full(len(reduced), np.inf), np.zeros(len(reduced), dtype=np.int64)
         for move in moves:
             queries = _directions(move(reduced))
             for start in range(0, len(queries), CHUNK):
                 part = slice(start, start + CHUNK)
                 cosine = queries[part] @ self._directions.T
-                if own is not None:
-                    cosine[own[part] | (cosine > 1 - SAME**2 / 2)] = -np.inf
+                if groups is not None:
+                    own = groups[0][part, None] == groups[1][None, :]
+                    cosine[own | (cosine > 1 - SAME**2 / 2)] = -np.inf
                 best = cosine.argmax(1)
                 found = np.sqrt(np.maximum(0.0, 2 - 2 * cosine[np.arange(len(best)), best].astype(np.float64)))
                 nearer = found < distance[part]
                 distance[part] = np.where(nearer, found, distance[part])
                 index[part] = np.where(nearer, best, index[part])
-        return distance, index
+        return Nearest(distance, index)
 
-    def _near_quantiles(
-        self, nearest: Callable[[np.ndarray, np.ndarray], np.ndarray], group: np.ndarray, q: float
-    ) -> np.ndarray:
-        """(k,) of real rows: `nearest` gives the distances of some of them (m,), without those that (m, n) marks."""
-        rows = self._sample("copy", np.ones(len(self.targets), dtype=bool))
-        distance = nearest(rows, group[rows, None] == group[None, :])
+    def _near_quantiles(self, rows: np.ndarray, distance: np.ndarray, q: float) -> np.ndarray:
+        """(k,) of the distances (m,) of real rows (m,)."""
         told = np.isfinite(distance)  # not so for a row without another group
         rows, distance = rows[told], distance[told]
         return self._shrunk(np.repeat(distance[:, None], len(self.classes), 1), self.targets[rows], q, empty=0.0)

@@ -108,6 +108,16 @@ def test_what_is_saved_is_what_was_scored(rank: int) -> None:
     np.testing.assert_array_equal(train.predict(train.load(Path("a.safetensors")), images), train.predict(network, images))
 
 
+def test_counts_and_variances_are_stored_as_they_are() -> None:
+    """float16 holds neither a count above 65,504 nor a variance of 1e-9."""
+    network = train.initial(settings(), SHAPE, 2, 0)
+    network.register_buffer("seen", torch.tensor(70_001))
+    network.register_buffer("variance", torch.tensor([1e-9, 1e9]))
+    found = finetuned.stored(network)
+    assert found["seen"].dtype == torch.int64 and torch.equal(found["variance"], network.get_buffer("variance"))
+    assert found["head.weight"].dtype == torch.float16
+
+
 def test_a_prediction_is_a_function_of_its_own_image() -> None:
     network, images = fitted(settings(), "augment"), torch.from_numpy(two_colours().images)
     alone = np.concatenate([train.predict(network, images[i : i + 1]) for i in range(4)])
