@@ -91,6 +91,14 @@ FRESH = {
 }
 # What `tailforge init` proposes, with one generator that takes minutes.
 ENCODER = {"generators": ["vae"], "vae.mode": "interpolate", "sample.fill_to": 300, "sample.surplus": 1.0}
+# A run takes minutes on two cores: one recipe, three seeds, and no synthetic images beside the real ones.
+FINETUNE = ENCODER | {
+    "classifier.mode": "finetune",
+    "arms.real": ["augment+logit_adjustment"],
+    "arms.synthetic_fractions": [0.0],
+    "arms.seeds": 3,
+    "arms.null_controls": False,
+}
 DATASETS = {
     "digits": Dataset(
         changes={
@@ -106,6 +114,7 @@ DATASETS = {
         "wbc_bccd", changes=FRESH | FLOW | {"flow_matching.batch_images": 64, "data.flips": "both", "classifier.steps": 500}
     ),
     "wbc_bccd+encoder": Dataset("wbc_bccd", changes=ENCODER | {"data.flips": "both"}),
+    "wbc_bccd+finetune": Dataset("wbc_bccd", changes=FINETUNE | {"data.flips": "both", "finetune.size": 128}),
     "mnist": Dataset("mnist", "mnist_lt_ir100.json", FLOW | CURVE),
     "fashion_mnist": Dataset("fashion_mnist", "fashion_mnist_lt_ir100.json", FLOW | CURVE | {"classifier.steps": 1500}),
     "deeppcb64": Dataset(
@@ -114,10 +123,22 @@ DATASETS = {
         FRESH | FLOW | {"data.flips": "both", "classifier.augment": "flip_affine", "arms.curve": [8, 30, 100]},
     ),
     "deeppcb64+encoder": Dataset(
-        "deeppcb64", "deeppcb64_lt_ir50.json", ENCODER | {"data.flips": "both", "classifier.augment": "flip_affine"}
+        "deeppcb64",
+        "deeppcb64_lt_ir50.json",
+        ENCODER
+        | {
+            "data.flips": "both",
+            "classifier.augment": "flip_affine",
+            "classifier.modes": ["scratch", "frozen"],
+            "classifier.image_size": 32,
+            "classifier.steps": 1000,
+            "classifier.batch_images": 64,
+            "arms.real": ["augment+logit_adjustment", "augment+logit_adjustment_strong", "self_distillation"],
+        },
     ),
     "trashnet": Dataset("trashnet", changes=FRESH | FLOW),
     "trashnet+encoder": Dataset("trashnet", changes=ENCODER),
+    "trashnet+finetune": Dataset("trashnet", changes=FINETUNE | {"finetune.size": 96}),
     "cifar10_lt": Dataset("cifar10_lt", changes=FLOW),
     "cifar10_lt+encoder": Dataset(
         "cifar10_lt",
@@ -137,7 +158,7 @@ def lay(name: str, data: Path | None, arms: Sequence[str]) -> Path:
     """The project of a data set, made or with its settings brought up to date. Raises InputError where the data are missing."""
     first, _, seed = name.partition("@")
     dataset, place = DATASETS[first], PLACE / name
-    changes = COMMON | dict(dataset.changes) | {"arms.real": list(arms)} | ({"seed": int(seed)} if seed else {})
+    changes = COMMON | {"arms.real": list(arms)} | dict(dataset.changes) | ({"seed": int(seed)} if seed else {})
     if not dataset.folder:
         if not place.exists():
             project.lay(place, {}, "the digits that come with scikit-learn")
@@ -282,7 +303,7 @@ def main() -> None:
     """Run the data sets that are named, or all."""
     parser = argparse.ArgumentParser(description="Every arm on real scarce data.")
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help=f"of {', '.join(DATASETS)}, or NAME@SEED; all, if none")
-    parser.add_argument("--arms", nargs="+", default=list(REAL_ARMS), metavar="ARM", help="real-only arms; all, if none")
+    parser.add_argument("--arms", nargs="+", default=list(REAL_ARMS), metavar="ARM", help="real-only arms, where a data set has no choice of its own; all, if none")
     given = parser.parse_args()
     folder = os.environ.get("TAILFORGE_DATASETS")
     with errors_in_a_line():

@@ -2,7 +2,7 @@
 
 On projects that benchmarks.gain has run: the best real-only recipe, the pools, eight seeds, scores on validation rows alone.
 All plans have the same number of steps. d is the paired mean difference to the recipe itself, plus or minus its standard error
-over seeds. The tables go into docs/experiments.md, between the marks. Runs that are there already are kept.
+over seeds. A table goes into docs/experiments.md, between the marks of its data set. Runs that are there already are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.core.prepared import Prepared
 from pipeline.errors import InputError
 
 SEEDS = range(8)
-PAGE, MARK = Path("docs/experiments.md"), "students"
+PAGE = Path("docs/experiments.md")
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,21 @@ def table(name: str, place: Path) -> str:
 
 def _unaugmented(shared: Campaign, teacher: list[Run]) -> Campaign:
     """`shared` with train images as they are in the place of augmented ones."""
-    images, targets = shared.data.images, shared.data.targets
+    images, targets = shared.data.as_they_are().images, shared.data.targets
     own = teaching.soft_labels(teacher, images)
     data = replace(shared.data, augmented_images=images, augmented_targets=targets, augmented_soft_labels=own)
     return replace(shared, data=data)
 
 
 def main() -> None:
-    """Replace the text between the marks."""
+    """Replace the text between the marks of each data set."""
     parser = argparse.ArgumentParser(description="What makes a student of synthetic images good.")
-    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET")
+    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET", help="one with marks in docs/experiments.md")
     with errors_in_a_line():
-        tables = []
         for name in parser.parse_args().datasets:
             if not (PLACE / name / "metrics.json").is_file():
                 raise InputError(f"{PLACE / name} was not run", remedy=f"make bench-gain DATASETS={name}")
-            tables.append(table(name, PLACE / name))
-        marks.replace(PAGE, MARK, "\n\n".join(tables))
+            marks.replace(PAGE, f"students {name}", table(name, PLACE / name))
 
 
 if __name__ == "__main__":
