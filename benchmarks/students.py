@@ -99,7 +99,7 @@ def _unaugmented(shared: Campaign, teacher: list[Run]) -> Campaign:
 def main() -> None:
     """Replace the text between the marks of each data set."""
     parser = argparse.ArgumentParser(description="What makes a student of synthetic images good.")
-    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET", help="one with marks in docs/experiments.md")
+    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="DATASET", help="with marks on the page")
     with errors_in_a_line():
         for name in parser.parse_args().datasets:
             if not (PLACE / name / "metrics.json").is_file():

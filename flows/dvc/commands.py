@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Collection
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,24 @@ class DvcError(RuntimeError):
 
 
 def stages(project: Path) -> list[str]:
-    """Names of all stages in the order of dvc.yaml, which is topological (tests/test_dvc.py). Raises DvcError."""
-    return run(project, DVC, "stage", "list", "--name-only").split()
+    """Names of all stages in the order of dvc.yaml, which is topological (tests/test_dvc.py). Raises DvcError.
+
+    DVC is asked once for each state of the project's YAML files: its start takes longer than the rest of a run that has
+    nothing to do. The answer is kept in .tailforge/stages.json.
+    """
+    kept, read = project / ".tailforge" / "stages.json", {"dvc": version("dvc")}
+    for file in sorted(project.glob("*.yaml")):
+        read[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("read") == read:
+            return [str(name) for name in known["stages"]]
+    names = run(project, DVC, "stage", "list", "--name-only").split()
+    kept.parent.mkdir(exist_ok=True)
+    partial = kept.with_name(f".stages.{os.getpid()}.partial")
+    partial.write_text(json.dumps({"read": read, "stages": names}), encoding="utf-8")
+    partial.replace(kept)
+    return names
 
 
 def cache(project: Path) -> Path:

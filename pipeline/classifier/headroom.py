@@ -5,7 +5,7 @@
     curve     what the most real images of the learning curve add to its score, where a curve is wanted
 
 Nothing is left where the errors are fewer than FEW of the images, or where so many real images add less than LEAST: synthetic
-images do not add more than real ones.
+images do not add more than real ones. The second may be the fault of a classifier that cannot use them, and is said so.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def said(choice: RealChoice, metric: Metric, classes: Sequence[str]) -> str:
         lines.append(f"By mode: {', '.join(f'{mode} {choice.validation[own].mean:.3f}' for mode, own in best.items())}")
     if found.curve is not None:
         lines.append(f"{found.curve_extra} more real images a class add {100 * found.curve:+.1f} points")
-    if nothing_left(found):
+    if found.errors < FEW * found.images:
         return ". ".join([*lines, "Synthetic images have nothing left to add: label images, or stop"])
+    if nothing_left(found):
+        return ". ".join([*lines, "Synthetic ones will not add more: look through an encoder, train longer, or stop"])
     weak = [row for row in found.weakest[:SHOWN] if row.recall < 1]
     names = ", ".join(f"{classes[row.index]} {row.recall:.2f} ({row.images} images)" for row in weak)
     return ". ".join([*lines, f"Weakest classes, to generate for: {names}"])

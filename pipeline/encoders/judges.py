@@ -135,7 +135,7 @@ class Judges:
         )  # fmt: skip
         raw = judges.embed(images)
         judges.mean = raw.mean(1, keepdims=True)
-        judges.scale = _scale(raw.std(1, keepdims=True), fixed=issubclass(looks, Fixed))
+        judges.scale = scale(raw.std(1, keepdims=True), fixed=issubclass(looks, Fixed))
         judges._save_shared(folder)
         return judges
 
@@ -240,8 +240,8 @@ def assign_folds(targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: in
 LEAST = 0.1  # of the mean deviation of features: what varies less is not standardised further
 
 
-def _scale(deviation: np.ndarray, *, fixed: bool) -> np.ndarray:
-    """What features are divided by, from their deviations float32 (K, 1, d) over the real train rows.
+def scale(deviation: np.ndarray, *, fixed: bool) -> np.ndarray:
+    """What features are divided by, from their deviations float32 (…, d) over the real train rows.
 
     Of an encoder that others trained some features hardly vary on these rows. They would be huge on the first image that has
     them.

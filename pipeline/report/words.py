@@ -119,6 +119,7 @@ CHECKS = {
     "duplicate": "too near another synthetic image; the value is the distance to it",
     "label": "the judges do not see its class; the value is their probability of it, relative to that of the likeliest class",
     "outlier": "too far from the real images of its class; the value is the distance to them",
+    "statistics": "unlike real images of its class in light, colour, edges, blur or noise; the value is the distance to them",
 }
 
 

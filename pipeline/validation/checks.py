@@ -13,8 +13,10 @@
                p(y | x) may be one more term: it knows the class from the inside, but has seen all train rows, which its own
                samples come from
     outlier    mean over the judges of the distance in feature space to the nearest train image of class c; high from real ones
+    statistics the same in the space of the encoder `statistics`: brightness, colour, edges, blur and noise. A network that was
+               trained to tell objects hardly sees them
 
-The copies and outlier are the two sides of one band: too near is memorised, too far is not of the class. All are calibrated on
+The copies and the last two are the sides of one band: too near is memorised, too far is not of the class. All are calibrated on
 real *train* rows alone, on what the checks would say of a new real image:
 
     pixel space    features of the encoder `near` (pixels, averaged down to 16), centred, of unit norm: d = sqrt(2 - 2 cos) in
@@ -22,7 +24,7 @@ real *train* rows alone, on what the checks would say of a new real image:
     moved_copy     d(x) = |e(x) - e(nearest row)| / sqrt(dim), e the embeddings of all judges. Real reference: as in pixel
                    space.
     feature space  d_k(x) = |e_k(x) - e_k(nearest row of class c that judge k was fitted on)| / sqrt(dim). Real reference: each
-                   train row by the judge that has not seen it.
+                   train row by the judge that has not seen it. `statistics`: all e_k are one, standardised over train.
     threshold      t_c = slack * (w_c q_c + (1 - w_c) q_pool,c),  w_c = n_c / (n_c + shrinkage)
 
 q_c is the quantile over the class's own rows, q_pool that over the rows of all classes, a row of a class of n rows weighing
@@ -43,15 +45,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import config
+from pipeline.core.images import at_resolution
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import numpy_rng
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.distances import CHUNK, Nearest, distances, nearest, parts
-from pipeline.encoders.judges import Assessment, Judges
+from pipeline.encoders.judges import Judges, scale
+from pipeline.encoders.statistics import Statistics
 
 Posterior = Callable[[Tensor], np.ndarray]  # uint8 (n, c, h, w) -> p(y | x) (n, k)
 # In the order in which a reason is looked for.
-CHECKS = ("form", "blank", "copy", "duplicate", "moved_copy", "label", "outlier")
+CHECKS = ("form", "blank", "copy", "duplicate", "moved_copy", "label", "outlier", "statistics")
 QUERIES = 400  # real rows of a class that calibrate, at most (per judge, for outliers)
 SAME = 0.01  # pixel-space distance below which two images are one: rounding, a level or two of noise
 FARTHEST = 2.0  # the largest pixel-space distance
@@ -121,6 +125,10 @@ class Checks:
         self._directions = _directions(reduced)
         said = judges.look(pixels)
         self._embeddings, self._flat = said.embeddings, said.flat
+        self._statistics = Statistics(judges.shape)
+        plain = self._plain_features(pixels)
+        self._mean, self._scale = plain.mean(0), scale(plain.std(0), fixed=True)
+        self._plain = self._standardised(plain)
         self._shrinkage = settings.shrinkage
         # Share of wrong labels of held-out real rows that the label check refuses: what its silence is worth. Of the judges
         # alone: a posterior has seen all rows, and none is held out from it.
@@ -138,17 +146,21 @@ class Checks:
             return self._near_quantiles(rows, near.distance, settings.copy_quantile)
 
         self.typical_near = typical(self._nearest_train(reduced[rows], groups=apart))
-        plain = typical(self._nearest_train(reduced[rows], AS_IT_IS, apart))
+        unmoved = typical(self._nearest_train(reduced[rows], AS_IT_IS, apart))
         moved = typical(nearest(self._flat[rows], self._flat, apart))
-        outlier = settings.outlier_slack * self._outlier_quantiles(settings.outlier_quantile)
+        outlier, unlike = (
+            settings.outlier_slack * self._outlier_quantiles(space, settings.outlier_quantile)
+            for space in (self._embeddings, self._plain)
+        )
         self.bands = {
             "form": Band(np.ones(k), np.full(k, inf)),
             "blank": Band(np.full(k, settings.blank_std), np.full(k, inf)),
             "copy": Band(np.maximum(SAME, slack * self.typical_near), np.full(k, inf)),
-            "duplicate": Band(np.maximum(SAME, slack * plain), np.full(k, inf)),
+            "duplicate": Band(np.maximum(SAME, slack * unmoved), np.full(k, inf)),
             "moved_copy": Band(settings.moved_slack * moved, np.full(k, inf)),
             "label": Band(np.full(k, settings.agreement), np.full(k, inf)),
             "outlier": Band(np.full(k, -inf), outlier),
+            "statistics": Band(np.full(k, -inf), unlike),
         }
 
     def measure(self, pixels: Tensor, targets: np.ndarray) -> Measured:
@@ -163,7 +175,8 @@ class Checks:
             "copy": near.distance,
             "moved_copy": nearest(said.flat, self._flat).distance,
             "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
-            "outlier": self._outlier_distance(said, targets),
+            "outlier": self._outlier_distance(said.embeddings, self._embeddings, targets),
+            "statistics": self._outlier_distance(self._standardised(self._plain_features(pixels)), self._plain, targets),
         }
         return Measured(values, near.row, _directions(reduced).astype(np.float16), said.flat.astype(np.float16))
 
@@ -245,10 +258,21 @@ class Checks:
         rows, distance = rows[told], distance[told]
         return self._shrunk(np.repeat(distance[:, None], len(self.classes), 1), self.targets[rows], q, empty=0.0)
 
-    def _outlier_quantiles(self, q: float) -> np.ndarray:
+    def _plain_features(self, pixels: Tensor) -> np.ndarray:
+        """float32 (n, d) of images (n, c, h, w), in as much detail as judges see."""
+        detail = self.judges.resolution
+        return self._statistics.features((pixels if detail is None else at_resolution(pixels, detail)).numpy())
+
+    def _standardised(self, plain: np.ndarray) -> np.ndarray:
+        """(K, n, d), for all judges the same."""
+        rows = (plain - self._mean) / self._scale
+        return np.broadcast_to(rows, (len(self._embeddings), *rows.shape))
+
+    def _outlier_quantiles(self, space: np.ndarray, q: float) -> np.ndarray:
+        """(k,) of the distances of train rows, as features (K, n, d), by the judge that has not seen them."""
         k = len(self.classes)
         found, classes = [np.empty((0, k))], [np.empty(0, dtype=np.int64)]
-        for judge, embeddings in enumerate(self._embeddings):
+        for judge, embeddings in enumerate(space):
             seen = self.judges.folds != judge
             references = np.bincount(self.targets[seen], minlength=k)
             held = self._sample(f"outlier {judge}", ~seen)
@@ -277,15 +301,16 @@ class Checks:
             out[c] = share * own + (1 - share) * pooled
         return out
 
-    def _outlier_distance(self, said: Assessment, targets: np.ndarray) -> np.ndarray:
+    def _outlier_distance(self, features: np.ndarray, train: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """(n,) of images with classes (n,) from features (K, n, d) and those of the train rows (K, m, d)."""
         out = np.zeros(len(targets))
-        for judge, embeddings in enumerate(said.embeddings):
+        for judge, (own, known) in enumerate(zip(features, train, strict=True)):
             seen = self.judges.folds != judge
             for c in np.unique(targets):
                 rows = np.flatnonzero(targets == c)
-                reference = self._embeddings[judge][seen & (self.targets == c)]
+                reference = known[seen & (self.targets == c)]
                 for part in parts(rows):
-                    out[part] += distances(embeddings[part], reference).min(1) / len(said.embeddings)
+                    out[part] += distances(own[part], reference).min(1) / len(features)
         return out
 
     def _sample(self, name: str, among: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import children, dvc, warm
+from flows.dvc import commands
 from helpers.toy import ROOT, WAIT, alive, descendants, pids, setting, until
 
 
@@ -26,6 +27,18 @@ def reproduce(folder: Path, *stages: str, force: bool = False) -> list[dvc.Outco
 
 def test_stages_are_named_in_order(toy: Path) -> None:
     assert dvc.stages(toy) == ["first", "second@naive", "second@external", "last"]
+
+
+def test_dvc_names_stages_once_for_each_state_of_the_files(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, kept = dvc.stages(toy), toy / ".tailforge/stages.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "run", lambda *_: pytest.fail("DVC was asked again"))
+        assert dvc.stages(toy) == names
+    setting(toy, "generators: [naive, external]", "generators: [external]")
+    assert dvc.stages(toy) == ["first", "second@external", "last"]
+    for torn in ("", "[]", '{"read": 3}'):
+        kept.write_text(torn)
+        assert dvc.stages(toy) == ["first", "second@external", "last"]
 
 
 def test_skipped_ran_and_cached(toy: Path) -> None:
