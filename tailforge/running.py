@@ -64,9 +64,18 @@ def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], sa
         mounts.refuse_record()
         if not checked:
             settings.checked((folder / "params.yaml").read_text(encoding="utf-8"))
+        _require_weights(config.read(folder / "params.yaml").encoder)
         _flow(folder, force, lock)
     else:
         print("Everything is up to date: nothing to run.", file=said)
+
+
+def _require_weights(encoder: config.Encoder) -> None:
+    """Download the encoder's weights where they are not here yet: stages do without a network. Raises ConfigError."""
+    if encoder.name != "none":
+        from pipeline.encoders import pretrained
+
+        pretrained.weights_of(encoder)
 
 
 def _told(folder: Path, *, as_json: bool) -> None:
@@ -96,6 +105,8 @@ def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> bool:
     touched = bool(added) or settings.touch_families(values)
     params = settings.checked(text) if touched else config.resolved(config.values(text))
     sources(folder, params)
+    if any(key.startswith("encoder.") for key in values):
+        _require_weights(params.encoder)
     if text != before:
         work.write(file, text)
     if added:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from helpers.toy import COLD, ROOT
+from helpers.toy import COLD, ROOT, setting
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
 from pipeline.generators import registry
@@ -231,6 +231,10 @@ def test_json_is_alone_on_standard_output(toy: Path, command: Command, no_heavy:
         (["-S", "vae.stepz=3"], "did you mean vae.steps?"),
         (["-S", "data.source=folder", "-S", "data.path=nowhere"], "data.path='nowhere' does not exist"),
         (["-S", "generators=[naive, external]", "-S", "data.external=nowhere"], "data.external='nowhere' does not exist"),
+        (
+            ["-S", "encoder.name=resnet18.a1_in1k", "-S", "encoder.weights=no.safetensors"],
+            "encoder.weights=no.safetensors does not",
+        ),
         (["--force", "nosuch"], "expected one of first"),
     ],
 )
@@ -239,6 +243,14 @@ def test_bad_input_is_one_line_and_changes_nothing(toy: Path, command: Command, 
     done = command(*MAIN, "run", *arguments, cwd=toy, check=False)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert (toy / "params.yaml").read_bytes() == before
+
+
+def test_weights_of_the_encoder_are_at_hand_before_a_stage_starts(toy: Path, command: Command) -> None:
+    """Stages do without a network, so this process downloads them."""
+    setting(toy, "  name: none", "  name: resnet18.a1_in1k")
+    done = command(*MAIN, "run", "--force", "last", cwd=toy, check=False, HF_HUB_OFFLINE="1", HF_HOME=str(toy / "hub"))
+    assert done.returncode == 2 and done.stderr.startswith("error: the weights of resnet18.a1_in1k are not on this machine")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_list_that_dvc_does_not_see_is_warned_of(toy: Path, command: Command) -> None:
