@@ -31,11 +31,11 @@ demo: install
 serve: install
 	$(BIN)/tailforge serve
 
-# One for each processor and two more, since some wait for servers, at most five, each on a thread. The tests of a file share what
+# One for each processor and one more, since some wait for servers, at most four, each on a thread. The tests of a file share what
 # they start, so a file stays together. In the order of tests/conftest.py: by default files of few tests come last, and those are
 # the longest.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 2)) --maxprocesses 5 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 
 lint: install
