@@ -50,7 +50,7 @@ def run(folder: Path, overrides: Sequence[str], force: Sequence[str], *, as_json
 def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], said: TextIO, lock: int) -> None:
     """Bring the project up to date. Whoever runs a stage holds `lock`, so that it is free only when all of them have ended."""
     project.require_current(folder)
-    checked = _settle(folder, overrides, said)
+    params, checked = _settle(folder, overrides, said)
     try:
         names = dvc.stages(folder) if force else []
         if unknown := set(force) - set(names):
@@ -64,7 +64,7 @@ def _reproduced(folder: Path, overrides: Sequence[str], force: Sequence[str], sa
         mounts.refuse_record()
         if not checked:
             settings.checked((folder / "params.yaml").read_text(encoding="utf-8"))
-        _require_weights(config.read(folder / "params.yaml").encoder)
+        _require_weights(params.encoder)
         _flow(folder, force, lock)
     else:
         print("Everything is up to date: nothing to run.", file=said)
@@ -93,9 +93,9 @@ def _told(folder: Path, *, as_json: bool) -> None:
             print(words.drift(json.loads(drift.read_text(encoding="utf-8"))))
 
 
-def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> bool:
-    """Write the overrides, and the sections of families that are new, into params.yaml once what they touch is right; whether
-    the families' sections were checked, for which torch is imported."""
+def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> tuple[config.Params, bool]:
+    """Write the overrides, and the sections of families that are new, into params.yaml once what they touch is right; the
+    settings, and whether the families' sections were checked, for which torch is imported."""
     file = folder / "params.yaml"
     text, added = settings.with_families(before := _text(file))
     values = settings.parse(overrides)
@@ -111,7 +111,7 @@ def _settle(folder: Path, overrides: Sequence[str], said: TextIO) -> bool:
         work.write(file, text)
     if added:
         print(f"params.yaml: added {', '.join(added)}", file=said)
-    return touched
+    return params, touched
 
 
 def _text(file: Path) -> str:

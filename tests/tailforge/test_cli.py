@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +253,39 @@ def test_weights_of_the_encoder_are_at_hand_before_a_stage_starts(toy: Path, com
     done = command(*MAIN, "run", "--force", "last", cwd=toy, check=False, HF_HUB_OFFLINE="1", HF_HOME=str(toy / "hub"))
     assert done.returncode == 2 and done.stderr.startswith("error: the weights of resnet18.a1_in1k are not on this machine")
     assert done.stderr.count("\n") == 1
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has every file; all are the same."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in {"ETag": '"e"', "X-Repo-Commit": "0" * 40, "Content-Length": "7"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"weights")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_weights_come_from_the_hub_where_there_is_a_network(tmp_path: Path, toy: Path, command: Command) -> None:
+    """`--force nosuch` ends the run before a stage starts."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever).start()
+        try:
+            done = command(
+                *MAIN, "run", "-S", "encoder.name=resnet18.a1_in1k", "--force", "nosuch", cwd=toy, check=False,
+                HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hub"), HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+            )  # fmt: skip
+        finally:
+            hub.shutdown()
+    assert "--force nosuch" in done.stderr, done.stderr
+    [kept] = (tmp_path / "hub").rglob("model.safetensors")
+    assert kept.read_bytes() == b"weights"
 
 
 def test_a_list_that_dvc_does_not_see_is_warned_of(toy: Path, command: Command) -> None:
