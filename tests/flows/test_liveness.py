@@ -82,7 +82,9 @@ def test_a_process_is_a_runs_where_its_worker_says_so_and_it_was_begun_here(
     own: bool, begun_here: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = os.environ | {"PREFECT__FLOW_RUN_ID": str(RUN if own else OTHER)}
-    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE) as process:
+    child = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(child, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()  # for a moment after exec a process shows no environment
         run: Any = SimpleNamespace(id=RUN, infrastructure_pid=str(process.pid))
         if not begun_here:
             monkeypatch.setattr(os, "getpid", lambda: process.pid)
