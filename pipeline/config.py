@@ -83,8 +83,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["digits", "folder", "table", "idx", "torchvision"] = "digits"
-    """digits | folder | table | idx | torchvision"""
+    source: Literal["digits", "folder", "table", "idx", "torchvision", "coco", "voc", "yolo", "labelme"] = "digits"
+    """digits | folder | table | idx | torchvision; photographs with objects: coco | voc | yolo | labelme"""
     path: str = "data/raw"
     """folder with the images (digits needs none; torchvision downloads into it)"""
     external: str = "data/external"
@@ -95,6 +95,12 @@ class Data(Section):
     """table: CSV or Parquet in `path`, columns path, label and optionally group, split"""
     groups: str = ""
     """JSON or CSV in `path` or beside it with id, group (same object, patient, board)"""
+    unit: Literal["object", "photograph"] = "object"
+    """object (each is cut out) | photograph (whole; its class is that of its rarest object)"""
+    margin: Annotated[float, Field(ge=0.0)] = 0.15
+    """object: share of its box's longer side that is added on each side"""
+    backgrounds: Annotated[int, Field(ge=0)] = 0
+    """crops of each photograph that touch no object, of class background"""
     image_size: Annotated[int, Field(ge=4, le=1024)] = 8
     """pixels; every image is brought to image_size x image_size"""
     channels: Literal[1, 3] = 1

@@ -25,7 +25,7 @@ app = typer.Typer(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Folder of the new project.")],
-    data: Annotated[Path, typer.Option(help="Class folders, a table of images, or IDX files.")],
+    data: Annotated[Path, typer.Option(help="Class folders, a table, IDX files, or photographs with annotated objects.")],
 ) -> None:
     """Create a project for the images in a folder, with settings chosen from them."""
     from pipeline import config

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from PIL import Image, ImageOps
 
 from pipeline import config
 from pipeline.core.seeds import numpy_rng
-from pipeline.datasets import decode, rows
+from pipeline.datasets import coco, decode, labelme, rows, voc, yolo
 from pipeline.errors import DataError
 
 SAMPLE = 200
@@ -126,14 +125,23 @@ def fitting(family: str, size: int, channels: int) -> dict[str, Any]:
 
 
 def _source(data: Path) -> tuple[str, str]:
-    """(source, table), from the contents of the folder."""
+    """(source, table), from the contents of the folder. Raises DataError."""
     names = sorted(entry.name for entry in data.iterdir() if not entry.name.startswith("."))
     if any("idx3-ubyte" in name or "idx3.ubyte" in name for name in names):
         return "idx", ""
     tables = [name for name in names if {"path", "label"} <= set(_columns(data / name))]
     if len(tables) > 1:
         raise DataError(f"{data} contains {', '.join(tables)}", expected="one table", remedy="move the others elsewhere")
-    return ("table", tables[0]) if tables else ("folder", "")
+    if tables:
+        return "table", tables[0]
+    if coco.json_files(data):
+        return "coco", ""
+    if any([*data.glob("labels"), *data.glob("*/labels")]) and yolo.settings(data):
+        return "yolo", ""
+    for source, photographs in (("voc", voc.photographs), ("labelme", labelme.photographs)):
+        if not all(photograph.flaw for photograph in photographs(data)):
+            return source, ""
+    return "folder", ""
 
 
 def _columns(file: Path) -> list[str]:
@@ -153,11 +161,11 @@ def _counted(source: Iterable[rows.Row], split: config.Split) -> tuple[Counter[s
     test; and a random sample of the rows."""
     rng, sample = numpy_rng(0, "survey"), list[rows.Row]()
     official, unsplit, n = Counter[str](), Counter[str](), -1
-    for n, row in enumerate(source):
+    for n, (row, label) in enumerate((row, row.label) for row in source if row.label is not None):
         if row.split is None:
-            unsplit[row.label] += 1
+            unsplit[label] += 1
         elif row.split == "train":
-            official[row.label] += 1
+            official[label] += 1
         if n < SAMPLE:
             sample.append(row)
         elif (place := int(rng.integers(n + 1))) < SAMPLE:
@@ -178,7 +186,13 @@ def _looked_at(sample: list[rows.Row], data: Path) -> tuple[list[tuple[int, int]
         for row in sample:
             try:
                 with row.read() as picture:
-                    sizes.append(picture.size)
+                    size = picture.size
+                    if row.part:
+                        box = row.part.box(*(row.part.size or size))
+                        if isinstance(box, str):
+                            continue
+                        size = box[2] - box[0], box[3] - box[1]
+                    sizes.append(size)
                     coloured = coloured or _has_colour(picture)
             except (decode.Unreadable, *decode.DAMAGED):
                 continue
@@ -216,7 +230,7 @@ def _patch(side: int) -> int:
 
 def _groups(data: Path, sample: list[rows.Row]) -> Path | None:
     """A groups file (entries with id and group), in the folder or beside it, that names an image of the sample."""
-    known = {name for row in sample for name in (row.name, row.path, os.path.splitext(row.path)[0])}
+    known = set[str]().union(*(ids for row in sample for ids in rows.ids(row.path, row.name, row.group)))
     for file in (folder / name for folder in (data, data.parent) for name in ("groups.json", "groups.csv")):
         if file.is_file() and known & _ids(file):
             return file

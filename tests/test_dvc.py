@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -100,7 +100,7 @@ def lazily_imported(verb: str, family: str | None) -> list[str]:
     if verb in ("fit", "sample", "validate", "measure"):
         return [f"pipeline.generators.{family}", *(places.values() if verb == "validate" else ())]
     if verb == "prepare":
-        return [f"pipeline.datasets.{source}" for source in ("digits", "folder", "table", "idx", "torchvision")]
+        return [f"pipeline.datasets.{source}" for source in get_args(config.Data.model_fields["source"].annotation)]
     return []
 
 

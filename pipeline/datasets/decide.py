@@ -35,7 +35,7 @@ class Decision:
     paths: pa.ChunkedArray  # (n,)
     sample_ids: pa.ChunkedArray  # (n,)
     classes: list[str]
-    labels: np.ndarray  # (n,) index into classes
+    labels: np.ndarray  # (n,) index into classes, -1 if it is unknown
     side: np.ndarray  # (n,) TRAIN, VAL, TEST, RESERVE or OUT
     group: np.ndarray  # (n,) first row of the group
     stood: np.ndarray  # (n,) previous side of its component, TRAIN if there were several; -1 if it is new
@@ -80,8 +80,7 @@ def decide(table: pa.Table, thumbnails: np.ndarray, params: Params, past: Past) 
     same = duplicates.components(len(table), identical)
     alike = duplicates.components(len(table), identical, near)
     made.near_duplicates = int((np.bincount(alike)[alike] > 1).sum())
-    together = np.flatnonzero(given >= 0)
-    made.group = duplicates.components(len(table), identical, near, together[duplicates.equal_pairs(given[together])])
+    made.group = duplicates.components(len(table), identical, near, *given)
 
     made.stood = _lowest(past.sides(table["pixel_hash"]), made.group)
 
@@ -108,8 +107,9 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _classes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    classes = natural(column.unique().to_pylist())
-    labels = pc.index_in(column, pa.array(classes, pa.string())).to_numpy()
+    """(classes in order, index of each row's class, -1 if it is unknown)."""
+    classes = natural(column.unique().drop_null().to_pylist())
+    labels = pc.index_in(column, pa.array(classes, pa.string())).fill_null(-1).to_numpy()
     return classes, labels.astype(np.int64)
 
 
@@ -129,7 +129,7 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
     if k < 2:
         found = f"one class, {classes[0]!r}" if k else "no images"
         raise DataError(f"the data have {found}", expected="images of two classes or more", remedy="check data.path")
-    train = np.bincount(labels[official <= TRAIN], minlength=k)
+    train = np.bincount(labels[(official <= TRAIN) & (labels >= 0)], minlength=k)
     usable = np.bincount(labels[readable & (official <= TRAIN)], minlength=k)
     for c, name in enumerate(classes):
         if not train[c]:
@@ -149,18 +149,25 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
             )
 
 
-def _lists(table: pa.Table, params: Params, made: Decision) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that scarcity.ids keeps, bool (n,); the given group of each row, int (n,), -1 if none)."""
-    kept, given, files = np.zeros(len(table), dtype=bool), table["group"], lists.files(params)
+def _lists(table: pa.Table, params: Params, made: Decision) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(rows that scarcity.ids keeps, bool (n,); pairs of rows in one group of the source, and of data.groups)."""
+    kept, given, files = np.zeros(len(table), dtype=bool), [table["group"]], lists.files(params)
     if files:
-        names = lists.Names(*(table[column].to_pylist() for column in ("path", "name", "label", "split")))
+        names = lists.Names(*(table[column].to_pylist() for column in ("path", "name", "label", "split", "group")))
         if "data.groups" in files:
             found = lists.groups(files["data.groups"], names, len(table), made.warnings)
-            given = pa.chunked_array([pa.array(found, pa.string())])
+            given.append(pa.chunked_array([pa.array(found, pa.string())]))
         if "scarcity.ids" in files:
             kept = lists.ids(files["scarcity.ids"], names, made.classes, len(table), made.warnings)
-    made.groups_known = given.null_count < len(given)
-    return kept, _codes(given)
+    made.groups_known = any(column.null_count < len(column) for column in given)
+    return kept & (made.labels >= 0), [_pairs(column) for column in given]
+
+
+def _pairs(groups: pa.ChunkedArray) -> np.ndarray:
+    """Pairs of rows of equal group, null aside."""
+    rows = np.flatnonzero(groups.is_valid().to_numpy())
+    pairs: np.ndarray = rows[duplicates.equal_pairs(_codes(groups)[rows])]
+    return pairs
 
 
 def _two_sides(made: Decision, same: np.ndarray, alike: np.ndarray, on_identical: str) -> None:

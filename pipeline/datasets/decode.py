@@ -7,6 +7,8 @@
     EXIF rotation   applied; then all metadata are dropped
     several frames  the first
 
+Parts of a photograph are cut from what it was converted to, once for all of them.
+
 Memory is bounded whatever a file holds. The size of a file and its declared pixels are checked before a pixel is decoded (a
 frame or a tile of a TIFF may be larger than the image). Pillow bounds texts and profiles; tags and other chunks are no larger
 than the file. All threads together decode at most MAX_PIXELS at a time, at less than 24 bytes each, and have at most MAX_BYTES
@@ -23,20 +25,28 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pipeline.datasets.rows import FORMATS
+from pipeline.datasets.rows import FORMATS, Box, Part
 
 ALLOWED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; below Pillow's own limit
 MAX_BYTES = 1 << 29  # of a file: eight per pixel; Pillow holds the non-pixel data of a PNG up to three times
 TILE = (322, 323)  # TIFF tags: width and height of a tile, which is decoded whole
+ORIENTATION = ExifTags.Base.Orientation
+# What undoes an EXIF rotation that exchanges width and height.
+UNDONE = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 # Pillow's decoders raise these on damaged files; its issue tracker shows each of them.
 DAMAGED = (
@@ -149,28 +159,80 @@ def _as_pixels(n: int) -> int:
     return n // (MAX_BYTES // MAX_PIXELS)
 
 
+def upright(read: Callable[[], AbstractContextManager[Image.Image]]) -> tuple[int, int]:
+    """Width and height of an image after its EXIF rotation. Raises Unreadable."""
+    with read() as picture, _room(picture), picture:  # a PNG is decoded to find its rotation
+        try:
+            turned = picture.getexif().get(ORIENTATION) in UNDONE and picture.format != "TIFF"  # whose size Pillow has turned
+            return picture.size[::-1] if turned else picture.size
+        except DAMAGED as error:
+            reason = _unreadable(error)
+    raise reason
+
+
 def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Literal["pad", "crop", "stretch"]) -> np.ndarray:
     """An opened image -> uint8 (channels, size, size). Closes the image. Raises Unreadable."""
+    reduced = max(picture.size) > 4 * size
+    with _room(picture, (2 * size, 2 * size) if reduced else None), picture:  # closed within, since decoders keep memory
+        return _form(_shown(picture, "L" if channels == 1 else "RGB", None), None, size, resize)
+
+
+def bring_parts_to_form(
+    picture: Image.Image, parts: Sequence[Part], size: int, channels: int, resize: Literal["pad", "crop", "stretch"]
+) -> Iterator[np.ndarray | str]:
+    """Each of the parts of an opened photograph -> uint8 (channels, size, size), or why there is none. Closes the photograph.
+
+    The photograph was annotated once, so that all parts have the same `size`. Raises Unreadable.
+    """
+    with _room(picture), picture:
+        shown = _shown(picture, "L" if channels == 1 else "RGB", parts[0].size)
+        for part in parts:
+            box = part.box(*shown.size)
+            yield box if isinstance(box, str) else _form(shown, box, size, resize)
+
+
+def _room(picture: Image.Image, least: tuple[int, int] | None = None) -> AbstractContextManager[None]:
+    """Room to decode an opened image. A JPEG may be decoded at a smaller scale, still larger than `least`."""
     pixels = max(width * height for width, height in _sizes(picture).values())
-    if max(picture.size) > 4 * size and picture.draft(None, (2 * size, 2 * size)):
-        pixels //= 3  # JPEG: decoded at a smaller scale, still large enough; a progressive one is held at full scale
+    if least and picture.draft(None, least):
+        pixels //= 3  # a progressive one is held at full scale
     file = getattr(picture, "fp", None)
     behind = _as_pixels(_bytes(file)) if file else 0  # data after the pixels are read here
-    with ROOM.of(max(pixels, behind)), picture:  # closed within, since decoders keep memory
-        array = _decoded(picture, size, "L" if channels == 1 else "RGB", resize)
-    if resize == "pad" and array.shape[:2] != (size, size):
-        missing = [size - side for side in array.shape[:2]]
-        array = np.pad(array, [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2), mode="edge")
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return ROOM.of(max(pixels, behind))
 
 
-def _decoded(picture: Image.Image, size: int, mode: str, resize: str) -> np.ndarray:
-    """The pixels in this mode, at most size x size. Raises Unreadable, as `_opened` does."""
+def _shown(picture: Image.Image, mode: str, size: tuple[int, int] | None) -> Image.Image:
+    """The image in this mode: upright, or as it is stored if it was annotated so, at `size`. Raises Unreadable, as `_opened`
+    does."""
     try:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return np.asarray(_to_square(_to_mode(picture, mode), size, resize))
+        return _to_mode(_turned(picture, size), mode)
     except DAMAGED as error:
         reason = _unreadable(error)
+    raise reason
+
+
+def _turned(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    orientation = picture.getexif().get(ORIENTATION)
+    ImageOps.exif_transpose(picture, in_place=True)
+    width, height = picture.size
+    if size is None or size == (width, height):
+        return picture
+    if size == (height, width) and orientation in UNDONE:
+        return picture.transpose(UNDONE[orientation])
+    raise Unreadable(f"{width} x {height} pixels, but {size[0]} x {size[1]} in its annotation")
+
+
+def _form(shown: Image.Image, box: Box | None, size: int, resize: str) -> np.ndarray:
+    """The image, or what is in the box, as uint8 (channels, size, size). Raises Unreadable, as `_opened` does."""
+    try:
+        array = np.asarray(_to_square(shown.crop(box) if box else shown, size, resize))
+    except DAMAGED as error:
+        reason = _unreadable(error)
+    else:
+        if resize == "pad" and array.shape[:2] != (size, size):
+            missing = [size - side for side in array.shape[:2]]
+            array = np.pad(array, [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2), mode="edge")
+        return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
     raise reason
 
 

@@ -45,7 +45,7 @@ def walk(root: Path, key: str) -> Iterator[Row]:
         )
     for split, folder in classes:
         empty = True
-        for file in _files(folder):
+        for file in files(folder):
             empty = False
             relative = file.relative_to(root)
             yield Row(text(relative), text(file.stem), text(folder.name), _reader(file, root), split)
@@ -65,10 +65,11 @@ def _folders(parent: Path) -> list[Path]:
     return [parent / name for name in found]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for place, below, files in os.walk(folder):
+def files(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder, by name; hidden files and READMEs are passed over."""
+    for place, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(files):
+        for name in sorted(names):
             if not name.startswith(".") and Path(name).stem.upper() != "README":
                 yield Path(place, name)
 

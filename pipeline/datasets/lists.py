@@ -4,14 +4,14 @@
     ids      JSON {"ids": {CLASS: [id, …]}} or {"files": {CLASS: [path, …]}}, or those lists alone
 
 An id is a path relative to data.path (with or without its suffix) or a short name: a file's stem, or the 0-based index in an
-official set. If a short name is not unique, class and split say which image is meant.
+official set. If a short name is not unique, class and split say which image is meant. A groups file may name a photograph, and
+so all images that are parts of it.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,44 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.datasets.rows import SPLITS
+from pipeline.datasets.rows import ids as ids_of
 from pipeline.errors import DataError
 
 
 class Names:
-    """Finds the row that an id means. `paths`, `names`, `labels`, `splits` describe the rows (n,)."""
+    """Finds the row that an id means. `paths`, `names`, `labels`, `splits`, `groups` describe the rows (n,)."""
 
-    def __init__(self, paths: Sequence[str], names: Sequence[str], labels: Sequence[str], splits: Sequence[str | None]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        names: Sequence[str],
+        labels: Sequence[str | None],
+        splits: Sequence[str | None],
+        groups: Sequence[str | None] | None = None,
+    ) -> None:
         self._labels, self._splits = labels, splits
         self._rows: dict[str, list[int]] = {}
-        for row, (path, name) in enumerate(zip(paths, names, strict=True)):
-            for key in {path, os.path.splitext(path)[0], name}:
+        self._photographs: dict[str, list[int]] = {}  # the first row of each
+        known = set[str]()
+        for row, (path, name, group) in enumerate(zip(paths, names, groups or [None] * len(paths), strict=True)):
+            own, photograph = ids_of(path, name, group)
+            for key in own:
                 self._rows.setdefault(key, []).append(row)
+            for key in photograph if group not in known else ():
+                self._photographs.setdefault(key, []).append(row)
+            known.update((group,) if group else ())
 
     def find(self, name: str, label: str | None, split: str | None, where: str) -> int | None:
         """The row called `name`; None if there is none. Raises DataError if there are several."""
-        found = [
-            row
-            for row in self._rows.get(name, ())
-            if label in (None, self._labels[row]) and (split is None or self._splits[row] in (split, None))
-        ]
+        found = [row for row in self._rows.get(name, ()) if label in (None, self._labels[row])]
+        return self._one(found, name, split, where)
+
+    def photograph(self, name: str, split: str | None, where: str) -> int | None:
+        """The first row of the photograph called `name`; None if there is none. Raises DataError if there are several."""
+        return self._one(self._photographs.get(name, []), name, split, where)
+
+    def _one(self, rows: list[int], name: str, split: str | None, where: str) -> int | None:
+        found = [row for row in rows if split is None or self._splits[row] in (split, None)]
         if len(found) > 1:
             raise DataError(
                 f"{where}: {name!r} names {len(found)} images",
@@ -68,7 +86,10 @@ def files(params: Params) -> dict[str, Path]:
 
 
 def groups(file: Path, names: Names, n: int, warnings: list[str]) -> list[str | None]:
-    """The group of each of n rows; None for rows that the file does not name. Raises DataError."""
+    """The group of each of n rows; None for rows that the file does not name. Of a photograph, the first row has its group.
+
+    Raises DataError.
+    """
     found: list[str | None] = [None] * n
     unknown = 0
     for number, entry in enumerate(_entries(file), start=1):
@@ -80,6 +101,8 @@ def groups(file: Path, names: Names, n: int, warnings: list[str]) -> list[str | 
             )
         label, split = _text(entry.get("cls")), SPLITS.get(str(entry.get("split")))
         row = names.find(str(entry["id"]), label, split, f"{file}, entry {number}")
+        if row is None:
+            row = names.photograph(str(entry["id"]), split, f"{file}, entry {number}")
         if row is None:
             unknown += 1
         else:

@@ -8,6 +8,7 @@ names alone, and reads no image until `read` is called. So a million rows cost n
     table         CSV or Parquet with the columns path, label and optionally group, split
     idx           the MNIST family, compressed or not
     torchvision   a classification set of torchvision.datasets
+    coco, voc, yolo, labelme   photographs with annotated objects, each of which is cut out (objects.py)
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from pipeline.errors import DataError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FORMATS = "PNG, JPEG, TIFF, BMP or WebP"
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a photograph that is an image of its own."""
+
+    box: Callable[[int, int], Box | str]  # where it is in a photograph of that width and height, or why it is nowhere
+    size: tuple[int, int] | None  # width and height of the photograph as it was annotated, if known
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,12 @@ class Row:
 
     path: str
     name: str
-    label: str
+    label: str | None  # None if it is unknown; such a row is set aside
     read: Callable[[], AbstractContextManager[Image]]
     split: str | None = None  # train | val | test if the data have a split of their own
     group: str | None = None
     sources: tuple[str, ...] | None = None  # external images: the train rows they came from, if known
+    part: Part | None = None  # the image is this part of what is read; rows that share `read` are cut from what is decoded once
 
 
 def rows(data: Data) -> Iterator[Row]:
@@ -62,6 +73,13 @@ def existing_folder(path: Path, key: str) -> Path:
 def text(name: str | bytes | os.PathLike[str]) -> str:
     """A file's name as text that can be stored: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def ids(path: str, name: str, group: str | None) -> tuple[set[str], set[str]]:
+    """What lists may call a row; and what they may call the photograph `group` if the row is a part of it."""
+    if group is None or not path.startswith(f"{group}#"):
+        return {path, os.path.splitext(path)[0], name}, set()
+    return {path, name}, {group, os.path.splitext(group)[0], Path(group).stem}
 
 
 def inside(file: Path, root: Path) -> bool:

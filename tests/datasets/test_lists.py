@@ -94,3 +94,16 @@ def test_a_list_is_looked_for_in_the_folder_beside_it_and_here(tmp_path, monkeyp
         place.unlink()
     with pytest.raises(DataError, match=r"data\.groups='g\.json'"):
         locate("g.json", tmp_path / "data", "data.groups")
+
+
+def test_a_groups_file_names_photographs(tmp_path):
+    photographs = ["a/1.jpg", "a/1.jpg", "b/1.jpg", "b/2.jpg", "b/2.jpg"]
+    paths = [f"{photograph}#{i:03d}" for i, photograph in enumerate(photographs)]
+    names = Names(paths, [path[2:] for path in paths], ["x"] * 5, ["train", "train", "test", "test", "test"], photographs)
+    entries = [{"id": "a/1.jpg", "group": "p"}, {"id": "2", "group": "q"}, {"id": "b/1", "group": "p"}]
+    assert groups(written(tmp_path, entries), names, 5, []) == ["p", None, "p", "q", None]
+    with pytest.raises(DataError, match="'1' names 2 images"):
+        groups(written(tmp_path, [{"id": "1", "group": "p"}]), names, 5, [])
+    assert groups(written(tmp_path, [{"id": "1", "group": "p", "split": "test"}]), names, 5, [])[2] == "p"
+    with pytest.raises(DataError, match="names an image"):  # a list of train ids names objects alone
+        ids(written(tmp_path, {"x": ["a/1.jpg"]}), names, ["x"], 5, [])

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from helpers.annotated import made
 from helpers.toy import COLD, ROOT, setting
 from pipeline import config
 from pipeline.errors import ConfigError, DataError, InputError
@@ -383,6 +384,25 @@ def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 4, 5]))
     values = survey.survey(tmp_path, split=config.Split()).values
     assert values["data.source"] == "idx" and values["data.image_size"] == 8 and values["classifier.augment"] == "affine"
+
+
+@pytest.mark.parametrize("source", ["coco", "voc", "yolo", "labelme"])
+def test_init_reads_photographs_with_objects(tmp_path: Path, source: str) -> None:
+    boxes = [("cell", 2.0, 2.0, 15.0, 15.0), ("crack", 20.0, 4.0, 33.0, 14.0)]
+    data = made(source, tmp_path / "data", {f"{i}": boxes for i in range(8)})
+    (tmp_path / "groups.json").write_text(json.dumps([{"id": "3", "group": "a"}]))
+    read = survey.survey(data, split=config.Split())
+    assert read.values["data.source"] == source and read.images["train"] + read.images["val"] + read.images["test"] == 16
+    assert read.values["data.image_size"] == 16  # of crops of 17 pixels, in photographs of 40
+    assert read.groups == tmp_path / "groups.json" and read.classes == 2
+
+
+def test_class_folders_with_other_files_stay_class_folders(photographs: Path) -> None:
+    for name, content in {
+        "data.yaml": "names: [cat, dog]", "cat/1.xml": "<html/>", "cat/2.json": "{", "info.json": '{"images": 3}',
+    }.items():  # fmt: skip
+        (photographs / name).write_text(content)
+    assert survey.survey(photographs, split=HALF).values["data.source"] == "folder"
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 20, 28, 32])
