@@ -131,6 +131,7 @@ GENERATORS = Registry(
         "stylegan2": "pipeline.generators.stylegan2:StyleGan2",
         "diffusion": "pipeline.generators.diffusion:Diffusion",
         "flow_matching": "pipeline.generators.flow_matching:FlowMatching",
+        "compose": "pipeline.generators.compose:Compose",
         "external": "pipeline.generators.external:External",
     },
 )

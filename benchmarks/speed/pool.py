@@ -190,10 +190,10 @@ def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Itera
         found["encode PNG"][n] = processor_seconds(lambda these=these: images.encode_all(these))
         found["write shards"][n] = processor_seconds(write)
         found["decode PNG"][n] = processor_seconds(lambda encoded=encoded: images.decode_all(encoded))
-        found["look"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES))
+        found["look"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES, train))
         known = judges.judges[0].encoder.features(these[: Small.batch].numpy())
         with mock.patch.object(Small, "_encode", lambda _, part, known=known: known[: len(part)]):
-            found["look without networks"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES))
+            found["look without networks"][n] = processor_seconds(lambda pool=pool: gate._measure(pool, checks, CLASSES, train))
     for name, seconds in found.items():
         yield f"{form.name}|{name}|processor time an image", 1e6 * marginal(seconds), "µs"
     yield f"{form.name}|PNG|size an image", sum(map(len, encoded)) / n, "bytes"

@@ -47,6 +47,13 @@ def resized(images: Tensor, size: int) -> Tensor:
     return made
 
 
+def masks_resized(masks: Tensor, size: int) -> Tensor:
+    """uint8 (n, 1, h, h), 0 or 255 -> (n, 1, size, size): where a mask covers half of a pixel, or as much as of any pixel."""
+    covered = resized(masks, size)
+    most = covered.flatten(1).amax(1).view(-1, 1, 1, 1) if len(covered) else covered
+    return ((covered >= most.clamp(1, 128)) * 255).to(masks.dtype)
+
+
 def at_resolution(images: Tensor, size: int) -> Tensor:
     """uint8 (n, c, h, h) of the same form, with no more detail than images of `size` pixels a side that were enlarged have."""
     return images if size >= images.shape[-1] else resized(resized(images, size), images.shape[-1])

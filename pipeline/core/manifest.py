@@ -10,6 +10,8 @@
     seed         the image's own seed; null for real rows
     sources      sample_ids of the train rows it came from; null if unknown, empty for real rows
     pixel_hash   hash of the decoded pixels
+    region       where its object lies: PNG bytes of a mask of the image's size, 0 or 255; null where that is unknown
+    region_origin  given (a mask or an outline was) | box (of a bounding box) | found (without annotation); null with `region`
 
 Rows carry origin and split so that a fit can refuse rows it must not see. `training_tensors` is the only way from a manifest
 to the arguments of a fit, and it raises LeakError for any row that is not a train row.
@@ -44,8 +46,11 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("sources", pa.list_(pa.string())),
         ("pixel_hash", pa.string()),
+        ("region", pa.binary()),
+        ("region_origin", pa.string()),
     ]
 )
+LATER = ("region", "region_origin")  # columns that files of older versions lack
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Manifest:
         wanted = list(columns or SCHEMA.names)
         try:
             form = pa.schema([SCHEMA.field(n) for n in wanted])
-            tables = [pq.read_table(f, columns=wanted).select(wanted).cast(form) for f in files]
+            tables = [_whole(_read(f, wanted)).select(wanted).cast(form) for f in files]
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"{', '.join(map(str, paths))}: {error}",
@@ -75,8 +80,9 @@ class Manifest:
 
     @classmethod
     def from_columns(cls, **columns: Iterable[object]) -> Manifest:
-        """Rows from one iterable per column of SCHEMA. The caller gives every column, including `split` and `origin`."""
-        return cls(pa.table({n: pa.array(list(columns[n]), SCHEMA.field(n).type) for n in SCHEMA.names}, schema=SCHEMA))
+        """Rows from one iterable per column of SCHEMA. The caller gives every column but LATER, which are null without."""
+        given = {n: pa.array(list(columns[n]), SCHEMA.field(n).type) for n in SCHEMA.names if n not in LATER or n in columns}
+        return cls(_whole(pa.table(given)).select(SCHEMA.names).cast(SCHEMA))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -107,6 +113,23 @@ class Manifest:
                 f"an image of a manifest: {error}", expected="PNGs of one size", remedy="run `dvc repro` to write it again"
             ) from error
 
+    def regions(self) -> Tensor:
+        """Where objects lie, uint8 (n, 1, h, w), 0 or 255; 0 everywhere in rows where that is unknown. Raises DataError."""
+        import torch
+
+        known = self.where(self.table["region"].is_valid().to_numpy())
+        height, width = images.decode_png(self.table["image"][0].as_py()).shape[1:] if len(self) else (0, 0)
+        out = torch.zeros(len(self), 1, height, width, dtype=torch.uint8)
+        if len(known):
+            rows = np.flatnonzero(self.table["region"].is_valid().to_numpy())
+            try:
+                out[torch.from_numpy(rows)] = images.decode_all(known.table["region"].to_pylist())
+            except (OSError, SyntaxError, ValueError, TypeError, RuntimeError) as error:
+                raise DataError(
+                    f"a region of a manifest: {error}", expected="masks of the images' size", remedy="run `dvc repro`"
+                ) from error
+        return out
+
     def targets(self, classes: Sequence[str]) -> Tensor:
         """Index of each row's class in `classes`, int64 (n,). Raises DataError for any other label."""
         import torch
@@ -134,3 +157,17 @@ class Manifest:
         """(uint8 images (n, c, h, w), int64 targets (n,)) for a fit. Raises LeakError for any row that is not a train row."""
         self.require_train(purpose)
         return self.images(), self.targets(classes)
+
+
+def _read(file: Path, wanted: Sequence[str]) -> pa.Table:
+    with pq.ParquetFile(file) as parquet:
+        there = parquet.schema_arrow.names
+        return parquet.read([name for name in wanted if name in there or name not in LATER])
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """`table` with the columns LATER, null where it has none."""
+    for name in LATER:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Data
 from pipeline.core import work
-from pipeline.core.manifest import SCHEMA
+from pipeline.core.manifest import LATER, SCHEMA
 from pipeline.datasets.decide import Decision
 from pipeline.datasets.split import FILES, SIDES, TEST, TRAIN, VAL
 
+TAKEN = ("image", "label", "pixel_hash")
 ROW_GROUP = 1024
 LISTED = 100  # rows listed for each reason; totals count all rows
 
@@ -53,7 +54,7 @@ def real_rows(shards: list[Path], decision: Decision, side: int) -> Iterator[pa.
         stop = start + pq.read_metadata(shard).num_rows
         here = np.flatnonzero(decision.side[start:stop] == side)
         if len(here):
-            rows, taken = here + start, pq.read_table(shard, columns=["image", "label", "pixel_hash"]).take(here)
+            rows, taken = here + start, pq.read_table(shard, columns=[*TAKEN, *LATER]).take(here)
             ids, groups = decision.sample_ids.take(rows), decision.sample_ids.take(decision.group[rows])
             yield _table(taken, sample_id=ids, group=groups, split=FILES[side], origin="real", sources=[])
         start = stop

@@ -179,8 +179,9 @@ def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Litera
 
 def bring_parts_to_form(
     picture: Image.Image, parts: Sequence[Part], size: int, channels: int, resize: Literal["pad", "crop", "stretch"]
-) -> Iterator[np.ndarray | str]:
-    """Each of the parts of an opened photograph -> uint8 (channels, size, size), or why there is none. Closes the photograph.
+) -> Iterator[tuple[np.ndarray, np.ndarray | None] | str]:
+    """Each of the parts of an opened photograph -> uint8 (channels, size, size) and its object's box (1, size, size), 0 or 255,
+    or why there is none. Closes the photograph.
 
     The photograph was annotated once, so that all parts have the same `size`. Raises Unreadable.
     """
@@ -188,7 +189,11 @@ def bring_parts_to_form(
         shown = _shown(picture, "L" if channels == 1 else "RGB", parts[0].size)
         for part in parts:
             box = part.box(*shown.size)
-            yield box if isinstance(box, str) else _form(shown, box, size, resize)
+            if isinstance(box, str):
+                yield box
+            else:
+                region = _boxed(part.object(*shown.size), box, size, resize) if part.object else None
+                yield _form(shown, box, size, resize), region
 
 
 def _room(picture: Image.Image, least: tuple[int, int] | None = None) -> AbstractContextManager[None]:
@@ -220,6 +225,44 @@ def _turned(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if size == (height, width) and orientation in UNDONE:
         return picture.transpose(UNDONE[orientation])
     raise Unreadable(f"{width} x {height} pixels, but {size[0]} x {size[1]} in its annotation")
+
+
+def mask_to_form(picture: Image.Image, shown: tuple[int, int], size: int, resize: str) -> np.ndarray:
+    """An opened mask of an image of the size `shown` -> uint8 (1, size, size), 255 where the object is. Closes the mask.
+
+    A pixel belongs to the object where it covers half of it, or as much as it covers of any pixel: a hair does not vanish.
+    Raises Unreadable for a mask of another size, and for one that is empty, as it stands or after `resize`.
+    """
+    if picture.size != shown:
+        raise Unreadable(f"{picture.size[0]} x {picture.size[1]} pixels, its image has {shown[0]} x {shown[1]}")
+    least = 128 if picture.format == "JPEG" else 1
+    with ROOM.of(picture.size[0] * picture.size[1]), picture:
+        try:
+            levels = np.asarray(picture)
+        except DAMAGED as error:
+            raise _unreadable(error) from None
+    if levels.ndim == 3:
+        levels = levels[..., :-1].max(2) if picture.mode in ("LA", "RGBA") else levels.max(2)
+    return _mask(levels >= least, size, resize)
+
+
+def _boxed(inner: Box, crop: Box, size: int, resize: str) -> np.ndarray:
+    """The box `inner` of a photograph as a mask of the part that is in the box `crop`."""
+    left, top, right, bottom = crop
+    covered = np.zeros((bottom - top, right - left), dtype=bool)
+    covered[max(0, inner[1] - top) : inner[3] - top, max(0, inner[0] - left) : inner[2] - left] = True
+    return _mask(covered, size, resize)
+
+
+def _mask(inside: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """bool (h, w) -> uint8 (1, size, size), 0 or 255. Raises Unreadable where nothing is inside."""
+    covered = Image.fromarray(inside.astype(np.uint8) * 255)
+    array = np.asarray(_to_square(covered, size, resize, Image.Resampling.BOX))
+    missing = [size - side for side in array.shape]
+    array = np.pad(array, [(m // 2, m - m // 2) for m in missing])
+    if not array.any():
+        raise Unreadable("empty: no pixel belongs to the object")
+    return np.where(array >= min(128, int(array.max())), np.uint8(255), np.uint8(0))[None]
 
 
 def _form(shown: Image.Image, box: Box | None, size: int, resize: str) -> np.ndarray:
@@ -257,15 +300,17 @@ def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
-def _to_square(picture: Image.Image, size: int, resize: str) -> Image.Image:
+def _to_square(
+    picture: Image.Image, size: int, resize: str, filter: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
     if picture.size == (size, size):
         return picture
     if resize == "crop":
-        return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        return ImageOps.fit(picture, (size, size), filter)
     width, height = picture.size
     scale = size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale))) if resize == "pad" else (size, size)
-    return picture.resize(target, Image.Resampling.BICUBIC)
+    return picture.resize(target, filter)
 
 
 def _unreadable(error: BaseException) -> Exception:

@@ -19,18 +19,22 @@ from PIL.Image import Image
 
 from pipeline.config import Data
 from pipeline.datasets.decode import Unreadable, opened
+from pipeline.datasets.masks import is_mask
 from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
 from pipeline.errors import DataError
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The images under data.path. Raises DataError if there are none or a class folder is empty."""
-    return walk(Path(data.path), "data.path")
+    """The images under data.path, but for masks. Raises DataError if there are none or a class folder is empty."""
+    return walk(Path(data.path), "data.path", partial(is_mask, data))
 
 
-def walk(root: Path, key: str) -> Iterator[Row]:
-    """The images of the class folders under `root`; `key` is its name in params.yaml."""
-    top = _folders(existing_folder(root, key))
+def walk(root: Path, key: str, passed_over: Callable[[Path], bool] = lambda relative: False) -> Iterator[Row]:
+    """The images of the class folders under `root`; `key` is its name in params.yaml.
+
+    `passed_over` says of a path relative to `root` whether it is none of them.
+    """
+    top = [folder for folder in _folders(existing_folder(root, key)) if not passed_over(folder.relative_to(root))]
     names = [folder.name.lower() for folder in top]
     classes: list[tuple[str | None, Path]]
     if "train" in names and set(names) <= set(SPLITS):
@@ -46,8 +50,10 @@ def walk(root: Path, key: str) -> Iterator[Row]:
     for split, folder in classes:
         empty = True
         for file in files(folder):
-            empty = False
             relative = file.relative_to(root)
+            if passed_over(relative):
+                continue
+            empty = False
             yield Row(text(relative), text(file.stem), text(folder.name), _reader(file, root), split)
         if empty:
             raise DataError(

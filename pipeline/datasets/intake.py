@@ -1,7 +1,8 @@
 """Pass 1: decode every row once, convert it to the declared form and write shards with everything that decisions need.
 
     part-00000.parquet, …   SHARD rows each: path, name, label, split, group, sources, image (PNG), pixel_hash, thumbnail,
-                            reason (why a row is set aside; then image, pixel_hash and thumbnail are null)
+                            reason (why a row is set aside; then image, pixel_hash and thumbnail are null), region (PNG of a
+                            mask), region_reason (why its mask is set aside)
 
 A shard is written atomically and holds rows i SHARD … (i + 1) SHARD of its source, so a killed run resumes after its last
 whole shard. A shard bounds the memory, whatever the number of rows. A photograph is decoded once for all its parts in a shard.
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from pipeline.config import Data
 from pipeline.core import images, work
-from pipeline.datasets.decode import Unreadable, bring_parts_to_form, bring_to_form, strict_pillow
+from pipeline.datasets.decode import Unreadable, bring_parts_to_form, bring_to_form, mask_to_form, strict_pillow, upright
 from pipeline.datasets.rows import Row
 from pipeline.encoders.base import Encoder
 
@@ -49,9 +50,12 @@ SHARDS = pa.schema(
         ("pixel_hash", pa.string()),
         ("thumbnail", pa.binary()),
         ("reason", pa.string()),
+        ("region", pa.binary()),
+        ("region_origin", pa.string()),
+        ("region_reason", pa.string()),
     ]
 )
-DECIDED_ON = ["path", "name", "label", "split", "group", "pixel_hash", "reason"]
+DECIDED_ON = ["path", "name", "label", "split", "group", "pixel_hash", "reason", "region_reason"]
 
 
 def take_in(rows: Iterable[Row], data: Data, encoder: Encoder, folder: Path, what: str) -> list[Path]:
@@ -87,17 +91,36 @@ def _records(rows: list[Row], *, data: Data, encoder: Encoder) -> list[dict[str,
             form = data.image_size, data.channels, data.resize
             if parts := [row.part for row in rows if row.part]:
                 found = bring_parts_to_form(picture, parts, *form)
-                return [record | _made(image, encoder) for record, image in zip(named, found, strict=True)]
+                return [record | _made_of_part(one, encoder) for record, one in zip(named, found, strict=True)]
             image = bring_to_form(picture, *form)
-        return [named[0] | _made(image, encoder)]
     except Unreadable as unreadable:
         return [record | {"reason": str(unreadable)} for record in named]
+    return [named[0] | _made(image, encoder) | _region(rows[0], data)]
 
 
-def _made(image: np.ndarray | str, encoder: Encoder) -> dict[str, Any]:
-    """What is kept of an image uint8 (c, s, s), or the reason why there is none."""
-    if isinstance(image, str):
-        return {"reason": image}
+def _region(row: Row, data: Data) -> dict[str, Any]:
+    """What is kept of the mask of an image, or the reason why there is none."""
+    if row.region is None:
+        return {}
+    try:
+        with row.region() as mask:
+            region = mask_to_form(mask, upright(row.read), data.image_size, data.resize)
+    except Unreadable as unreadable:
+        return {"region_reason": str(unreadable)}
+    return {"region": images.encode_png(region), "region_origin": "given"}
+
+
+def _made_of_part(found: tuple[np.ndarray, np.ndarray | None] | str, encoder: Encoder) -> dict[str, Any]:
+    """What is kept of a part of a photograph and its object's box, or the reason why there is none."""
+    if isinstance(found, str):
+        return {"reason": found}
+    image, box = found
+    region = {} if box is None else {"region": images.encode_png(box), "region_origin": "box"}
+    return _made(image, encoder) | region
+
+
+def _made(image: np.ndarray, encoder: Encoder) -> dict[str, Any]:
+    """What is kept of an image uint8 (c, s, s)."""
     thumbnail = encoder.features(image[None])[0].astype(np.uint8).tobytes()
     return {"image": images.encode_png(image), "pixel_hash": images.pixel_hash(image), "thumbnail": thumbnail}
 
@@ -115,9 +138,10 @@ def columns(shards: list[Path]) -> pa.Table:
 
 
 def set_aside(table: pa.Table) -> list[dict[str, str]]:
-    """The path and the reason of each row of `columns` that could not be read."""
-    odd = table.filter(pc.is_valid(table["reason"])).select(["path", "reason"])
-    return [dict(record) for record in odd.to_pylist()]
+    """The path and the reason of each row of `columns` that could not be read, and of each whose mask could not be used."""
+    odd = table.filter(pc.is_valid(table["reason"])).select(["path", "reason"]).to_pylist()
+    unmasked = table.filter(pc.is_valid(table["region_reason"])).select(["path", "region_reason"]).to_pylist()
+    return [*odd, *({"path": row["path"], "reason": f"its mask is set aside: {row['region_reason']}"} for row in unmasked)]
 
 
 def thumbnails(shards: list[Path], folder: Path) -> np.ndarray:

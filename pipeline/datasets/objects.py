@@ -160,11 +160,19 @@ def _objects(photograph: Photograph, read: Read, data: Data) -> Iterator[Row]:
     for i, one in enumerate(photograph.objects):
         if not one.crowd:
             box = partial(_box, one, photograph.shares, data.margin)
-            yield _row(photograph, f"{i:03d}", one.label, read, box)
+            own = partial(_own, one.box, photograph.shares) if one.box else None
+            yield _row(photograph, f"{i:03d}", one.label, read, box, own)
 
 
-def _row(photograph: Photograph, which: str, label: str | None, read: Read, box: Callable[[int, int], Box | str]) -> Row:
-    path, part = text(photograph.path), Part(box, photograph.size)
+def _row(
+    photograph: Photograph,
+    which: str,
+    label: str | None,
+    read: Read,
+    box: Callable[[int, int], Box | str],
+    own: Callable[[int, int], Box] | None = None,
+) -> Row:
+    path, part = text(photograph.path), Part(box, photograph.size, own)
     return Row(f"{path}#{which}", f"{Path(path).stem}#{which}", label, read, photograph.split, path, part=part)
 
 
@@ -172,6 +180,12 @@ def _box(one: Annotated, shares: bool, margin: float, width: int, height: int) -
     if one.box is None or one.flaw:
         return one.flaw
     return crop(_in_pixels(one.box, (width, height), shares), margin, width, height)
+
+
+def _own(box: Bounds, shares: bool, width: int, height: int) -> Box:
+    """The pixels that an object's box touches."""
+    left, top, right, bottom = _in_pixels(box, (width, height), shares)
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
 
 
 def _in_pixels(box: Bounds, size: tuple[int, int], shares: bool) -> Bounds:

@@ -36,6 +36,7 @@ class Part:
 
     box: Callable[[int, int], Box | str]  # where it is in a photograph of that width and height, or why it is nowhere
     size: tuple[int, int] | None  # width and height of the photograph as it was annotated, if known
+    object: Callable[[int, int], Box] | None = None  # where its object is in that photograph, if it shows one
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Row:
     group: str | None = None
     sources: tuple[str, ...] | None = None  # external images: the train rows they came from, if known
     part: Part | None = None  # the image is this part of what is read; rows that share `read` are cut from what is decoded once
+    region: Callable[[], AbstractContextManager[Image]] | None = None  # the mask of its object, if there is one
 
 
 def rows(data: Data) -> Iterator[Row]:

@@ -25,11 +25,13 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.maximum(squared, 0.0) / a.shape[1]), dtype=np.float64)
 
 
-def nearest(a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray] | None = None) -> Nearest:
+def nearest(
+    a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray] | None = None, *, but: np.ndarray | None = None
+) -> Nearest:
     """Of rows (n, d) the nearest of (m, d).
 
-    With `groups`, of the rows (n,) and of the others (m,), a row's own group is passed over, and so is the same image. The
-    distance is infinite where nothing is left.
+    With `groups`, of the rows (n,) and of the others (m,), a row's own group is passed over, and so is the same image. `but`
+    (n,) is one more of the others that is passed over, -1 for none. The distance is infinite where nothing is left.
     """
     found = Nearest(np.full(len(a), np.inf), np.zeros(len(a), np.int64))
     for part in parts(np.arange(len(a))):
@@ -38,6 +40,9 @@ def nearest(a: np.ndarray, b: np.ndarray, groups: tuple[np.ndarray, np.ndarray] 
             apart = distances(a[part], b[beside])
             if groups is not None:
                 apart[(groups[0][part, None] == groups[1][None, beside]) | (apart < ROUNDING)] = np.inf
+            if but is not None:
+                passed = np.flatnonzero((but[part] >= start) & (but[part] < start + BESIDE))
+                apart[passed, but[part][passed] - start] = np.inf
             best = apart.argmin(1)
             least = apart[np.arange(len(part)), best]
             nearer = least < found.distance[part]

@@ -5,7 +5,8 @@ and for the classification accuracy score, which leaves the real images away. Ea
 family, class and number: shards, workers and retries cannot change it. pipeline/runtime/engine.py has the shards made. A shard
 appears whole or not at all, and a killed run goes on with the missing ones.
 
-`sources` of a row are the train images of its class that its model was fitted on.
+`sources` of a row are the train images that it was made of, where the model knows them, else those of its class that the model
+was fitted on.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from pipeline.core import images, work
 from pipeline.core.manifest import Manifest
 from pipeline.core.seeds import derive
 from pipeline.errors import Diverged
-from pipeline.generators.shared.base import GenerativeModel
+from pipeline.generators.shared.base import GenerativeModel, HasSources
 from pipeline.runtime import engine
+
+NO_ROWS = np.empty(0, object)
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,14 @@ class Shard:
 class Sampler:
     """What writes shards of the pool of `family`, images of `size` pixels a side, where one is given.
 
-    The model is loaded at the first image, by the process that makes it.
+    The model is loaded at the first image, by the process that makes it. `rows` are the sample_ids of what it was fitted on.
     """
 
     load: Callable[[], GenerativeModel]
     family: str
     classes: list[str]
     size: int | None
+    rows: np.ndarray
 
     @cached_property
     def model(self) -> GenerativeModel:
@@ -103,7 +107,12 @@ class Sampler:
         """Write one shard. Raises Diverged for values that are not finite."""
         plan, n = shard.plan, len(shard.plan)
         labels = torch.tensor(plan.labels, dtype=torch.int64)
-        sampled = self.model.sample(labels, plan.seeds) if n else torch.empty(0, 1, 1, 1)
+        sources: list[list[str] | None] = plan.sources
+        if isinstance(self.model, HasSources):
+            sampled, made_of = self.model.sample_with_sources(labels, plan.seeds)
+            sources = [list(dict.fromkeys(self.rows[rows])) for rows in made_of.numpy()]
+        else:
+            sampled = self.model.sample(labels, plan.seeds) if n else torch.empty(0, 1, 1, 1)
         if not bool(sampled.isfinite().all()):  # a PNG could not show it
             raise Diverged(
                 f"{self.family} sampled values that are not finite", remedy=f"lower lr in section {self.family} of params.yaml"
@@ -113,7 +122,7 @@ class Sampler:
         manifest = Manifest.from_columns(
             sample_id=plan.ids, image=images.encode_all(made), label=np.array(self.classes)[labels.numpy()],
             split=["train"] * n, group=plan.ids, origin=["synthetic"] * n, generator=[self.family] * n, seed=plan.seeds,
-            sources=plan.sources, pixel_hash=[images.pixel_hash(i) for i in made],
+            sources=sources, pixel_hash=[images.pixel_hash(i) for i in made],
         )  # fmt: skip
         buffer = io.BytesIO()
         pq.write_table(manifest.table, buffer, compression="zstd")
@@ -123,11 +132,12 @@ class Sampler:
 
 def write_pool(
     load: Callable[[], GenerativeModel], family: str, plan: Plan, classes: list[str], folder: Path, *, shard_images: int,
-    where: Engine, size: int | None = None,
+    where: Engine, size: int | None = None, rows: np.ndarray = NO_ROWS,
 ) -> None:  # fmt: skip
     """Write part-00000.parquet … into `folder`; shards that are already there are kept. `load` gives the model of `family`.
 
-    Images have `size` pixels a side; as the model makes them where it is None.
+    Images have `size` pixels a side; as the model makes them where it is None. `rows` are the sample_ids of the train rows that
+    it was fitted on, in their order, for a model that knows of each image which ones it was made of.
     """
     starts = range(0, max(1, len(plan)), shard_images)
     shards = [Shard(folder / f"part-{k:05d}.parquet", plan.part(i, i + shard_images)) for k, i in enumerate(starts)]
@@ -141,4 +151,4 @@ def write_pool(
         bar.update(made)
 
     with bar:
-        engine.spread(Sampler(load, family, classes, size).write, todo, where, usual=1, threads=0, count=count)
+        engine.spread(Sampler(load, family, classes, size, rows).write, todo, where, usual=1, threads=0, count=count)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pipeline.config import Params, Section, parse
 from pipeline.core import work
-from pipeline.core.images import resized, to_float
+from pipeline.core.images import masks_resized, resized, to_float
 from pipeline.core.prepared import Prepared
 from pipeline.errors import ConfigError
 from pipeline.generators import registry
+from pipeline.generators.shared.base import Surroundings
 from pipeline.runtime import costs, parallel
 
 CHECKPOINTS = ".checkpoints"
@@ -67,7 +68,8 @@ def _fit(family: str, settings: Section, seed: int, size: int, prepared: Path, r
     images, labels = rows.training_tensors(data.classes, f"the generator {family}")
     side = size if own else data.shape[1]
     model = kind(settings, shape=(data.shape[0], side, side), n_classes=len(data.classes))
-    model.fit(to_float(resized(images, side)), labels, seed=seed, folder=folder / CHECKPOINTS)
+    told = {"around": Surroundings(masks_resized(rows.regions(), side), data.classes)} if kind.traits.regions else {}
+    model.fit(to_float(resized(images, side)), labels, seed=seed, folder=folder / CHECKPOINTS, **told)
     if parallel.rank() == 0:
         model.save(folder)
 

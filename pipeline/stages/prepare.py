@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.core import work
-from pipeline.datasets import assemble, external, intake, lists, past
+from pipeline.datasets import assemble, external, intake, lists, masks, past
 from pipeline.datasets.decide import decide
 from pipeline.datasets.rows import rows
 from pipeline.datasets.split import FILES, SIDES
@@ -24,7 +24,7 @@ def run(params: Params, out: Path) -> None:
     found = intake.state(Path(data.path), *lists.files(params).values(), *([elsewhere] if elsewhere else []))
     with work.resumable(out, params.seed, settings, str(elsewhere), found) as folder:
         encoder = Thumbnails((data.channels, data.image_size, data.image_size))
-        shards = intake.take_in(rows(data), data, encoder, folder / ".real", "prepare: real images")
+        shards = intake.take_in(masks.attach(rows(data), data), data, encoder, folder / ".real", "prepare: real images")
         table = intake.columns(shards)
         noted = past.settings(params), past.identity(table, list(lists.files(params).values()))
         before = past.read(out / past.FILE, *noted)

@@ -31,5 +31,5 @@ def run(params: Params, family: str, prepared: Path, reference: Path, model: Pat
     with work.resumable(out, *decided_by) as folder, costs.noted(cost, images=len(plan), resumed=any(folder.iterdir())):
         sampling.write_pool(
             partial(kind.load, model), family, plan, data.classes, folder,
-            size=data.shape[1], shard_images=settings.shard_images, where=params.engine,
+            size=data.shape[1], shard_images=settings.shard_images, where=params.engine, rows=data.train().column("sample_id"),
         )  # fmt: skip

@@ -163,17 +163,21 @@ class Checks:
             "statistics": Band(np.full(k, -inf), unlike),
         }
 
-    def measure(self, pixels: Tensor, targets: np.ndarray) -> Measured:
-        """All that is measured of images uint8 (n, c, h, w) with classes (n,), whatever other images the pool holds."""
+    def measure(self, pixels: Tensor, targets: np.ndarray, lent: np.ndarray | None = None) -> Measured:
+        """All that is measured of images uint8 (n, c, h, w) with classes (n,), whatever other images the pool holds.
+
+        `lent` int64 (n,) is the train row of another class in whose surroundings an image lies, -1 for none: it is no copy of
+        that one, however small its object.
+        """
         said = self.judges.look(pixels)
         probabilities = [*said.probabilities, *([self.posterior(pixels)] if self.posterior else [])]
         agreement = [p[np.arange(len(targets)), targets] / p.max(1) for p in probabilities]
         reduced = self._reduced(pixels)
-        near = self._nearest_train(reduced)
+        near = self._nearest_train(reduced, but=lent)
         values = {
             "blank": pixels.double().flatten(2).std(2, correction=0).amax(1).numpy(),
             "copy": near.distance,
-            "moved_copy": nearest(said.flat, self._flat).distance,
+            "moved_copy": nearest(said.flat, self._flat, but=lent).distance,
             "label": np.asarray(np.mean(agreement, axis=0, dtype=np.float64)),
             "outlier": self._outlier_distance(said.embeddings, self._embeddings, targets),
             "statistics": self._outlier_distance(self._standardised(self._plain_features(pixels)), self._plain, targets),
@@ -234,8 +238,10 @@ class Checks:
         reduced: Tensor,
         moves: Sequence[Move] = MOVES,
         groups: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        but: np.ndarray | None = None,
     ) -> Nearest:
-        """The train row that is nearest to an image of (n, c, s, s) under any of `moves`; `groups` as in distances.nearest."""
+        """The train row nearest to an image of (n, c, s, s) under any of `moves`; `groups`, `but` as in distances.nearest."""
         distance, index = np.full(len(reduced), np.inf), np.zeros(len(reduced), dtype=np.int64)
         for move in moves:
             queries = _directions(move(reduced))
@@ -245,6 +251,9 @@ class Checks:
                 if groups is not None:
                     own = groups[0][part, None] == groups[1][None, :]
                     cosine[own | (cosine > 1 - SAME**2 / 2)] = -np.inf
+                if but is not None:
+                    passed = np.flatnonzero(but[part] >= 0)
+                    cosine[passed, but[part][passed]] = -np.inf
                 best = cosine.argmax(1)
                 found = np.sqrt(np.maximum(0.0, 2 - 2 * cosine[np.arange(len(best)), best].astype(np.float64)))
                 nearer = found < distance[part]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def check_pool(
                 "raise judges.steps in params.yaml, or these classes cannot be told apart from so few images"
             )
         targets = rows.targets(classes).numpy()
-        seen, form = _measure(pool, checks, classes)
+        seen, form = _measure(pool, checks, classes, train)
         seen.values["duplicate"] = checks.duplicates(seen.directions, rows.column("pixel_hash"))
         values: dict[str, np.ndarray] = {n: np.where(form, value, np.nan) for n, value in seen.values.items()}
         values["form"] = form.astype(np.float64)
@@ -148,7 +149,7 @@ def decode(data: Sequence[bytes], shape: tuple[int, ...]) -> tuple[Tensor, np.nd
     return pixels, good
 
 
-def _measure(pool: Path, checks: Checks, classes: Sequence[str]) -> tuple[Measured, np.ndarray]:
+def _measure(pool: Path, checks: Checks, classes: Sequence[str], train: Manifest) -> tuple[Measured, np.ndarray]:
     """Everything measured of the rows of all shards, and whether each row is of the declared form, bool (n,)."""
     parts: list[Measured] = []
     form: list[np.ndarray] = []
@@ -156,11 +157,22 @@ def _measure(pool: Path, checks: Checks, classes: Sequence[str]) -> tuple[Measur
         shard = Manifest.read(file)
         if len(shard):
             pixels, good = decode(shard.table["image"].to_pylist(), checks.shape)
-            parts.append(checks.measure(pixels, shard.targets(classes).numpy()))
+            parts.append(checks.measure(pixels, shard.targets(classes).numpy(), _lent(shard, train)))
             form.append(good)
     values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     rest = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Measured) if f.name != "values"}
     return Measured(values, **rest), np.concatenate(form)
+
+
+def _lent(rows: Manifest, train: Manifest) -> np.ndarray:
+    """Of each row a source of another class, as the number of the train row; -1 where there is none. int64 (n,)."""
+    column, out = rows.table["sources"].combine_chunks(), np.full(len(rows), -1, np.int64)
+    row = pc.list_parent_indices(column).to_numpy()
+    source = pc.index_in(pc.list_flatten(column), value_set=train.table["sample_id"].combine_chunks())
+    source = source.to_numpy(zero_copy_only=False).astype(np.int64)  # the table's checks have seen that all are train rows
+    foreign = train.column("label")[source] != rows.column("label")[row]
+    out[row[foreign]] = source[foreign]
+    return out
 
 
 def _checked(

@@ -35,6 +35,7 @@ class Traits:
     density      explicit | approximate (a bound of it) | unnormalised (up to a constant) | implicit (samples alone)
     likelihood   exact | bound | none: what `log_prob` gives; exact to the error of its solver where it integrates an ODE
     data_parallel  whether several processes can share the batches of its fit (pipeline/runtime/parallel.py)
+    regions      whether `fit` takes `around`, a Surroundings
     """
 
     density: Literal["explicit", "approximate", "unnormalised", "implicit"]
@@ -43,6 +44,15 @@ class Traits:
     pretrained: bool = False
     sources_known: bool = True
     data_parallel: bool = False
+    regions: bool = False
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a fit may be told of n train images beside their classes."""
+
+    regions: Tensor  # uint8 (n, 1, h, w): 255 where the object is, 0 everywhere where that is unknown
+    classes: Sequence[str]  # names in the order of labels
 
 
 class GenerativeModel(ABC):
@@ -120,6 +130,14 @@ class HasEnergy(Protocol):
 
     def energy(self, images: Tensor, labels: Tensor) -> Tensor:
         """E(x, y) float64 (n,). Low for likely images; not a likelihood, since Z_y is unknown."""
+
+
+@runtime_checkable
+class HasSources(Protocol):
+    """A model that knows of each image which train images it was made of."""
+
+    def sample_with_sources(self, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What `sample` gives, and int64 (n, s): rows of the train images that `fit` was handed, which may repeat."""
 
 
 def in_blocks(
