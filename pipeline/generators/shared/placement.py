@@ -108,7 +108,8 @@ class Places:
         c, whole = images.shape[2], (self.period, self.period)
 
         def spectrum(part: Tensor) -> Tensor:
-            return torch.fft.rfft2(part, whole)
+            out: Tensor = torch.fft.rfft2(part, whole)
+            return out
 
         ring, inside = spectrum(objects.ring), spectrum(torch.ones(1, 1, self.side, self.side))
         seen = objects.ring * objects.pixels
