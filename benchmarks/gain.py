@@ -100,6 +100,16 @@ FINETUNE = ENCODER | {
     "arms.null_controls": False,
     "measure.seeds": 1,
 }
+# Objects of rare classes on the faultless boards, which lie as they do whichever way they are turned.
+COMPOSE = {
+    "generators": ["compose"],
+    "compose.symmetries": "both",
+    "data.flips": "both",
+    "split.on_identical": "drop",
+    "classifier.augment": "flip_affine",
+    "sample.fill_to": 200,
+    "sample.surplus": 1.0,
+}
 DATASETS = {
     "digits": Dataset(
         changes={
@@ -136,6 +146,14 @@ DATASETS = {
             "classifier.batch_images": 64,
             "arms.real": ["augment+logit_adjustment", "augment+logit_adjustment_strong", "self_distillation"],
         },
+    ),
+    "deeppcb128+encoder": Dataset("deeppcb128", "deeppcb128_scarce.json", COMPOSE),
+    "deeppcb128+finetune": Dataset(
+        "deeppcb128",
+        "deeppcb128_scarce.json",
+        FINETUNE
+        | COMPOSE
+        | {"finetune.size": 128, "finetune.steps": 150, "arms.synthetic_fractions": [0.0, 0.5], "arms.labels": ["hard"]},
     ),
     "trashnet": Dataset("trashnet", changes=FRESH | FLOW),
     "trashnet+encoder": Dataset("trashnet", changes=ENCODER),

@@ -9,7 +9,8 @@ All d(p) together are three correlations, which the fast Fourier transform gives
 
     sum over R of (o - b)^2  =  (R o^2) * 1 - 2 (R o) * b + R * b^2,    (f * g)(p) = sum over q of f(q) g(q + p)
 
-Pixels of the ring that leave the image do not count. An object that the border cuts stays at that border.
+Pixels of the ring that leave the image do not count, and where half of them do d(p) is infinite: little would be known of the
+place. An object that the border cuts stays at that border.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Places:
         return torch.logical_and(good[:, 0, :, None], good[:, 1, None, :])
 
     def disagreement(self, objects: Objects, images: Tensor) -> Tensor:
-        """d^2 float32 (n, m, period, period) of each object in each of its `images` (n, m, c, s, s)."""
+        """d^2 float32 (n, m, period, period) of each object in each of its `images` (n, m, c, s, s), at allowed places."""
         c, whole = images.shape[2], (self.period, self.period)
 
         def spectrum(part: Tensor) -> Tensor:
@@ -118,7 +119,8 @@ class Places:
         others = ring.conj() * spectrum(images.square().sum(2))
         total = torch.fft.irfft2(own - 2 * shared + others, whole)
         counted = torch.fft.irfft2(ring.conj() * inside, whole).round()
-        return torch.clamp(total / (c * counted).clamp(min=1.0), min=0.0)
+        known = counted >= objects.ring.sum((1, 2, 3)).view(-1, 1, 1, 1) / 2
+        return torch.clamp(total / (c * counted).clamp(min=1.0), min=0.0).masked_fill(~known, torch.inf)
 
 
 def _box(masks: Tensor) -> Tensor:
