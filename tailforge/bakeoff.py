@@ -30,6 +30,7 @@ from pipeline.registry import GENERATORS
 from tailforge import project, running, scoreboard, settings
 
 PLACE = Path(".tailforge/bakeoff")
+APART = ("compose", "external")  # families that need masks, or images from elsewhere: compared where the project has them
 CONFIG = """[core]
     analytics = false
     check_update = false
@@ -72,7 +73,7 @@ def _lay(folder: Path, families: Sequence[str], overrides: Sequence[str]) -> tup
     running.sources(folder, given)
     if unknown := sorted(set(families) - set(GENERATORS.names)):
         raise ConfigError(f"families {', '.join(unknown)}", expected=f"some of {', '.join(GENERATORS.names)}")
-    fitting = [name for name in GENERATORS.names if name != "external" or name in given.generators]
+    fitting = [name for name in GENERATORS.names if name not in APART or name in given.generators]
     values: dict[str, Any] = {"generators": list(families) or fitting}
     paths = {
         "data.path": given.data.path, "data.groups": given.data.groups, "scarcity.ids": given.scarcity.ids,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed [generator|scaling|pool|packing|overhead …]`: the parts that are named, or all.
+"""`python -m benchmarks.speed [generator|scaling|pool|compose|packing|overhead …]`: the parts that are named, or all.
 
 Written: benchmarks/results/speed.csv (part, name, value, unit, machine) and docs/speed.md. Rows of parts that are not run this
 time stay as they are. The last lines are the figures that have targets.

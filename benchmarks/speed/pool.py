@@ -170,7 +170,7 @@ def plan(n: int) -> Plan:
 def by_shard(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator[Figure]:
     """Encoding, writing, reading and looking at images: what can be done shard by shard."""
     params = config.read()
-    checks = Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, flips="none", seed=0)
+    checks = Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, seed=0)
     found: dict[str, dict[int, float]] = {
         name: {} for name in ("encode PNG", "write shards", "decode PNG", "look", "look without networks")
     }
@@ -204,7 +204,7 @@ def whole(form: Form, train: Manifest, judges: Judges, folder: Path) -> Iterator
     """What the gate does with the rows of all shards together: expectations, duplicates, checks, fidelity."""
     params, val = config.read(), real(form, "val", VAL_ROWS)
     checks, few = (
-        Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, flips="none", seed=0),
+        Checks(train, judges, Pixels(form.shape, LEVELS), CLASSES, settings=params.validate_, seed=0),
         pixels(form, 100),
     )
     seen, rng, seconds = checks.measure(few, np.array(labels(100))), np.random.default_rng(0), {}

@@ -23,7 +23,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-PARTS = ("generator", "scaling", "pool", "packing", "overhead")
+PARTS = ("generator", "scaling", "pool", "compose", "packing", "overhead")
 LAST = {  # last lines of the command, and the row of each
     "training_ratio": ("generator", "training_ratio"),
     "sampling_ratio": ("generator", "sampling_ratio"),
@@ -63,7 +63,7 @@ def last_lines(rows: Sequence[Row]) -> list[str]:
 HEAD = """# How fast
 
 Written by `make bench-speed`; every figure is in benchmarks/results/speed.csv. `python -m benchmarks.speed PART …` runs some
-parts: generator, scaling, pool, packing, overhead.
+parts: generator, scaling, pool, compose, packing, overhead.
 """
 
 TEXTS = {
@@ -107,6 +107,11 @@ shard by shard, including decoding, with and without its judges. `rest of the ga
 together. A file and a gigabyte are what `dvc add` takes for one more of each. 28 x 28 are enlarged digits; 256 x 256 are cut
 from the two photographs that come with scikit-learn. Work and operations are counted, not timed. What follows for a million
 images: [scale](scale.md).
+""",
+    "compose": """## Composites
+
+What `compose` makes with its defaults, on all processors: boards of grain, 20 with a fault and 200 that lend surroundings. Time
+goes to the transforms that compare every place.
 """,
     "packing": """## Classifiers: packed, and one after the other
 

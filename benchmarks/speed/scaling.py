@@ -55,14 +55,11 @@ def tables(n: int) -> Iterator[pa.Table]:
     for start in range(0, n, CHUNK):
         m = min(CHUNK, n - start)
         names = [f"naive-{i:08d}" for i in range(start, start + m)]
-        yield pa.table(
-            {
-                "sample_id": names, "image": pngs[:m], "label": labels[:m], "split": ["train"] * m, "group": names,
-                "origin": ["synthetic"] * m, "generator": ["naive"] * m, "seed": list(range(start, start + m)),
-                "sources": [[f"row-{j}" for j in range(10)]] * m, "pixel_hash": [f"{i:032x}" for i in range(start, start + m)],
-            },
-            schema=SCHEMA,
-        )  # fmt: skip
+        yield Manifest.from_columns(
+            sample_id=names, image=pngs[:m], label=labels[:m], split=["train"] * m, group=names, origin=["synthetic"] * m,
+            generator=["naive"] * m, seed=range(start, start + m), sources=[[f"row-{j}" for j in range(10)]] * m,
+            pixel_hash=[f"{i:032x}" for i in range(start, start + m)],
+        ).table  # fmt: skip
 
 
 def train() -> Manifest:

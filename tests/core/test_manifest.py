@@ -41,6 +41,25 @@ def test_rows_survive_the_disk(tmp_path: Path) -> None:
     assert torch.equal(read.images()[:2], written.images())
 
 
+def test_regions_survive_the_disk_and_files_of_older_versions_have_none(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    known, mask = rows(["train"] * 3), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    mask[:, 1:3] = 255
+    columns = {name: known.table[name].to_pylist() for name in SCHEMA.names}
+    columns |= {"region": [None, images.encode_png(mask), None], "region_origin": [None, "given", None]}
+    pq.write_table(Manifest.from_columns(**columns).table, tmp_path / "new.parquet")
+    pq.write_table(known.table.drop_columns(["region", "region_origin"]), tmp_path / "older.parquet")
+    read = Manifest.read(tmp_path)
+    assert read.table.schema.equals(SCHEMA) and read.column("region_origin").tolist() == [None, "given", *[None] * 4]
+    assert torch.equal(read.regions()[1], mask) and not read.regions()[[0, 2, 3, 4, 5]].any()
+    assert Manifest.read(tmp_path / "older.parquet", columns=["sample_id", "region"]).table.num_columns == 2
+    assert rows([]).regions().shape == (0, 1, 0, 0)
+    columns["region"][1] = b"torn"
+    with pytest.raises(DataError, match="a region of a manifest"):
+        Manifest.from_columns(**columns).regions()
+
+
 def test_no_files_are_no_rows_of_the_same_schema(tmp_path: Path) -> None:
     assert len(Manifest.read(tmp_path)) == 0 and Manifest.read(tmp_path).table.schema.equals(SCHEMA)
 

@@ -28,7 +28,7 @@ def params(**changes: Any) -> Params:
     values = copy.deepcopy(shipped())
     values["scarcity"]["kind"] = "as_is"
     for name, change in changes.items():
-        values[name] = {**values[name], **change} if isinstance(change, dict) else change
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
     return resolved(values)
 
 

@@ -49,6 +49,18 @@ def test_copies_are_rejected_with_noise_or_another_contrast(checks: Checks, digi
         assert (seen.nearest == np.arange(len(images))).mean() > 0.98
 
 
+def test_what_lies_in_the_surroundings_of_another_image_is_no_copy_of_that_one(checks: Checks, digits: Digits) -> None:
+    images, targets = digits.train.images()[:40].clone(), digits.train.targets(CLASSES).numpy()[:40]
+    images[:, :, 0, 0] ^= 16  # a small object
+    rows, elsewhere = np.arange(40), (np.arange(40) + 1) % 40
+    for lent, share in ((None, 0.0), (np.full(40, -1), 0.0), (elsewhere, 0.0), (rows, 0.8)):
+        seen = checks.measure(images, (targets + 1) % 10, lent)
+        for name in ("copy", "moved_copy"):
+            passed = checks.bands[name].passes(seen.values[name], (targets + 1) % 10).mean()
+            assert passed >= share if share else passed < 0.3, (name, passed)
+    assert (seen.nearest != rows).all()
+
+
 def test_noise_wrong_labels_and_blank_images_are_rejected(checks: Checks, digits: Digits) -> None:
     chance = np.random.default_rng(1)
     some, targets = digits.images[::3], digits.targets[::3]
