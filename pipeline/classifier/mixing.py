@@ -24,13 +24,14 @@ class Mixed(NamedTuple):
 
     images: Tensor  # float (n, c, h, w), or features (n, d)
     targets: Tensor  # float (n, k)
+    share: Tensor  # float (n, 1) in [0, 1]: how much of it is of row n - 1 - i
 
 
 def mixup(x: Tensor, t: Tensor, alpha: float, r: np.random.Generator) -> Mixed:
     """x float (n, c, h, w) or (n, d), t (n, k), alpha > 0."""
     lam = torch.from_numpy(r.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
-    other = 1 - lam.view(-1, *[1] * (x.ndim - 1))
-    return Mixed(x.lerp(x.flip(0), other), t.lerp(t.flip(0), 1 - lam[:, None]))
+    share = 1 - lam[:, None]
+    return Mixed(x.lerp(x.flip(0), share.view(-1, *[1] * (x.ndim - 1))), t.lerp(t.flip(0), share), share)
 
 
 def cutmix(x: Tensor, t: Tensor, alpha: float, r: np.random.Generator) -> Mixed:
@@ -49,8 +50,8 @@ def cutmix(x: Tensor, t: Tensor, alpha: float, r: np.random.Generator) -> Mixed:
     rows, columns = inside(x.shape[2]), inside(x.shape[3])
     area = rows.sum(1) * columns.sum(1) / (x.shape[2] * x.shape[3])
     box = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(x.device)
-    share = torch.from_numpy(area.astype(np.float32)).to(x.device)
-    return Mixed(torch.where(box, x.flip(0), x), t.lerp(t.flip(0), share[:, None]))
+    share = torch.from_numpy(area.astype(np.float32)).to(x.device)[:, None]
+    return Mixed(torch.where(box, x.flip(0), x), t.lerp(t.flip(0), share), share)
 
 
 MIXES: Mapping[str, Callable[[Tensor, Tensor, float, np.random.Generator], Mixed]] = {"mixup": mixup, "cutmix": cutmix}

@@ -112,17 +112,23 @@ def fit(
             coin = (torch.rand(len(rows), generator=rng(seed, "resolution", k)) < 0.5).to(where)
             drawn = torch.where(coin.view(-1, *[1] * (drawn.ndim - 1)), low[rows], drawn)
         x, t = transforms.apply(plan.transform, drawn, flips, rng(seed, "transform", k)), phase.targets[rows]
-        offsets = phase.offsets[rows]
+        offsets, other = phase.offsets[rows], None
         if plan.mix != "none":
             mixed = mixing.MIXES[plan.mix](x, t, plan.mix_alpha, numpy_rng(seed, plan.mix, k))
-            x, t = mixed.images, mixed.targets
-            offsets = (offsets + offsets.flip(0)) / 2  # pairs may be of a real and an added row
+            if plan.n_added:  # a pair may be of a real and an added row, whose labels have their own offsets
+                t, other = t * (1 - mixed.share), t.flip(0) * mixed.share
+            else:
+                t = mixed.targets
+            x = mixed.images
         with training.autocast("fp32" if where.type == "cpu" else "bf16", where):
             logits = learners[name].network(x)
-        loss = learners[name].step(adjusted_cross_entropy(logits, t, offsets, margin, phase.scale), k - since)
+        loss = adjusted_cross_entropy(logits, t, offsets, margin, phase.scale)
+        if other is not None:
+            loss = loss + adjusted_cross_entropy(logits, other, offsets.flip(0), margin, phase.scale)
+        value = learners[name].step(loss, k - since)
         if progress:
             progress(len(x))
-        return loss
+        return value
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         training.loop(

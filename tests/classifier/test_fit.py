@@ -11,6 +11,7 @@ import torch
 
 from helpers import digits_project
 from pipeline.arms import Arm, DeferredRecipe, Recipe, TrainingData, TrainingPlan, recipes
+from pipeline.arms.recipes import Mix
 from pipeline.classifier import networks, train, transforms
 from pipeline.classifier.losses import adjusted_cross_entropy
 from pipeline.errors import DataError, Diverged
@@ -88,6 +89,13 @@ def test_each_row_has_the_offset_of_its_part() -> None:
 @pytest.mark.parametrize("recipe", [Recipe(mix="mixup", mix_alpha=0.4), Recipe(mix="cutmix", mix_alpha=1.0)])
 def test_mixing_keeps_the_prior(recipe: Recipe) -> None:
     np.testing.assert_allclose(fitted(Arm("x", recipe).build(blank(), 0)), COUNTS / 32, atol=0.03)
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("pool", [(9, 9, 9), (0, 9, 9), (9, 0, 0)])
+def test_a_class_of_which_nothing_is_added_keeps_its_place_where_pairs_are_mixed(mix: Mix, pool: tuple[int, ...]) -> None:
+    arm = Arm("x", Recipe(tau=1.0, mix=mix, mix_alpha=1.0), "accepted", synthetic_fraction=0.5)
+    np.testing.assert_allclose(fitted(arm.build(blank(pool), 0)), np.full(3, 1 / 3), atol=0.05)
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
