@@ -155,6 +155,18 @@ DATASETS = {
         | COMPOSE
         | {"finetune.size": 128, "finetune.steps": 150, "arms.synthetic_fractions": [0.0, 0.5], "arms.labels": ["hard"]},
     ),
+    # Cells with the surroundings of other photographs. Of basophils there are two, and a white cell of no kind may be of any.
+    "bccd_voc+encoder": Dataset(
+        "bccd_voc",
+        changes=COMPOSE
+        | {
+            "generators": ["compose"],
+            "compose.backgrounds": ["background"],
+            "data.backgrounds": 2,
+            "data.leave_out": ["BASOPHIL", "WBC_unknown"],
+            "fit.image_size": 0,
+        },
+    ),
     "trashnet": Dataset("trashnet", changes=FRESH | FLOW),
     "trashnet+encoder": Dataset("trashnet", changes=ENCODER),
     "trashnet+finetune": Dataset("trashnet", changes=FINETUNE | {"finetune.size": 96}),

@@ -93,6 +93,8 @@ class Data(Section):
     """torchvision: the data set, e.g. CIFAR10"""
     table: str = ""
     """table: CSV or Parquet in `path`, columns path, label and optionally group, split"""
+    leave_out: list[str] = []
+    """classes whose images are not used"""
     groups: str = ""
     """JSON or CSV in `path` or beside it with id, group (same object, patient, board)"""
     unit: Literal["object", "photograph"] = "object"

@@ -135,7 +135,9 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
         if not train[c]:
             where = SIDES[int(official[labels == c].max())]
             raise DataError(
-                f"class {name!r} is in {where} but not in train", expected="train images of every class", remedy="add some"
+                f"class {name!r} is in {where} but not in train",
+                expected="train images of every class",
+                remedy="add some, or name it in data.leave_out",
             )
         if not usable[c]:
             raise DataError(
@@ -145,7 +147,9 @@ def _check_classes(classes: list[str], labels: np.ndarray, readable: np.ndarray,
             )
         if usable[c] == 1:
             raise DataError(
-                f"class {name!r} has a single image", expected="at least 2, to learn from and to test on", remedy="add images"
+                f"class {name!r} has a single image",
+                expected="at least 2, to learn from and to test on",
+                remedy="add images, or name it in data.leave_out",
             )
 
 

@@ -56,9 +56,20 @@ class Row:
 
 
 def rows(data: Data) -> Iterator[Row]:
-    """The rows of the source that `data` names. Raises DataError if its folder, table or files are not as expected."""
-    found: Iterator[Row] = import_module(f"pipeline.datasets.{data.source}").rows(data)
-    return found
+    """The rows of the source that `data` names, but for classes that it leaves out.
+
+    Raises DataError if its folder, table or files are not as expected, or a class that is left out is not there.
+    """
+    unseen = set(data.leave_out)
+    for row in import_module(f"pipeline.datasets.{data.source}").rows(data):
+        if row.label in data.leave_out:
+            unseen.discard(row.label)
+        else:
+            yield row
+    if unseen:
+        raise DataError(
+            f"data.leave_out names {', '.join(sorted(unseen))}", expected="classes of the data", remedy="correct data.leave_out"
+        )
 
 
 def existing_folder(path: Path, key: str) -> Path:

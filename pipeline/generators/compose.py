@@ -32,10 +32,11 @@ from pipeline.core.images import to_float, to_uint8
 from pipeline.core.seeds import noise
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.shared.base import GenerativeModel, Surroundings, Traits, in_blocks
-from pipeline.generators.shared.placement import Objects, Places
+from pipeline.generators.shared.placement import Objects, Places, box, seam
 
 NAME = "compose"
-LENT = 2000  # images that lend surroundings, at most: they are part of the model's file
+OBJECTS, LENT = 500, 2000  # objects of a class and images that lend surroundings, at most: they are the model's file
+BLOCK = 256  # objects whose seams are made at once
 SLACK = 1.1  # how many times the least d a place may have
 SYMMETRIES = {"none": (0,), "mirror": (0, 4), "turn": (0, 1, 2, 3), "both": tuple(range(8))}  # as Objects.turned takes them
 ROUNDING = 1e-4  # of d^2, by which equal places may differ
@@ -84,10 +85,10 @@ class Compose(GenerativeModel):
         lends = torch.isin(labels, self._lending(labels, known, () if around is None else around.classes))
         composed = torch.zeros(self.n_classes, dtype=torch.bool)
         composed[labels[known & ~lends]] = True
-        objects = (known | ~composed[labels]).nonzero().squeeze(1)
+        usable = known | ~composed[labels]
+        objects = torch.cat([_some((usable & (labels == y)).nonzero().squeeze(1), OBJECTS) for y in range(self.n_classes)])
         masks = torch.where(composed[labels[objects]].view(-1, 1, 1, 1), masks[objects], 255).to(torch.uint8)
-        lent = lends.nonzero().squeeze(1)
-        lent = lent[torch.linspace(0, len(lent) - 1, min(LENT, len(lent))).round().long()]
+        lent = _some(lends.nonzero().squeeze(1), LENT)
         self.state = {
             "objects": to_uint8(images[objects]), "masks": masks, "labels": labels[objects], "rows": objects,
             "lent": to_uint8(images[lent]), "lent_rows": lent, "composed": composed,
@@ -130,8 +131,16 @@ class Compose(GenerativeModel):
         return without if len(without) and bool(known.any()) else counts.argmax()[None]
 
     @cached_property
-    def _objects(self) -> Objects:
-        return Objects.of(to_float(self.state["objects"]), self.state["masks"], self.reach)
+    def _seams(self) -> tuple[Tensor, Tensor]:
+        """uint8 (n, 1, h, w) each: the steps of alpha, and the ring. As floats they would take more memory than the images."""
+        made = [seam(masks, self.reach) for masks in torch.split(self.state["masks"], BLOCK)]
+        return torch.cat([one.steps for one in made]), torch.cat([one.ring for one in made])
+
+    def _objects(self, rows: Tensor) -> Objects:
+        (steps, ring), state = self._seams, self.state
+        return Objects(
+            to_float(state["objects"][rows]), steps[rows] / (self.reach + 1), ring[rows].float(), box(state["masks"][rows])
+        )
 
     def _composed(self, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (n, c, h, w) of one block, and the rows (n, 2) that they were made of."""
@@ -140,11 +149,10 @@ class Compose(GenerativeModel):
         counts = torch.bincount(state["labels"], minlength=self.n_classes)
         if bool((counts[labels] == 0).any()):
             raise DataError("compose was asked for a class without train images", expected="at least one")
-        first = torch.argsort(state["labels"], stable=True), counts.cumsum(0) - counts
-        chosen = first[0][first[1][labels] + _below(counts[labels], u[:, 0])]
+        chosen = (counts.cumsum(0) - counts)[labels] + _below(counts[labels], u[:, 0])  # objects stand class by class
         turns = torch.tensor(SYMMETRIES[config.symmetries])
         turns = turns[_below(torch.tensor(len(turns)), u[:, 1])]
-        objects = self._objects.take(chosen).turned(turns)
+        objects = self._objects(chosen).turned(turns)
         lent = _below(torch.tensor(len(state["lent"])), u[:, 3:])
         around = to_float(state["lent"][lent.flatten()]).view(n, m, *self.shape)
         good = self.places.allowed(objects, torch.zeros(n, 2), config.spread * self.shape[1])[:, None].expand(-1, m, -1, -1)
@@ -159,6 +167,11 @@ class Compose(GenerativeModel):
         image = o.alpha * (o.pixels + light[:, :, None, None]) + (1 - o.alpha) * b
         rows = torch.stack([state["rows"][chosen], state["lent_rows"][lent[torch.arange(n), taken]]], 1)
         return image.clamp(-1.0, 1.0), torch.where(state["composed"][labels][:, None], rows, rows[:, :1])
+
+
+def _some(rows: Tensor, most: int) -> Tensor:
+    """At most so many of `rows`, evenly spread over them."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
 
 
 def _below(n: Tensor, uniform: Tensor) -> Tensor:

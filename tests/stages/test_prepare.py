@@ -55,6 +55,14 @@ def ids(made: Prepared) -> dict[str, set[str]]:
     return {name: set(rows.column("sample_id")) for name, rows in sides(made).items()}
 
 
+def test_classes_are_left_out_by_name() -> None:
+    folders(Path("raw"), {"a": 12, "b": 1, "c": 12})
+    made = prepared(folder_params(data={"leave_out": ["b"]}))
+    assert made.classes == ["a", "c"] and made.info["n_set_aside"] == made.info["n_left_out"] == 0
+    with pytest.raises(DataError, match=r"data\.leave_out names d, e; expected classes of the data"):
+        prepared(folder_params(data={"leave_out": ["e", "b", "d"]}))
+
+
 def contents() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(OUT.iterdir())}
 

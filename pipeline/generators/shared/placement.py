@@ -40,12 +40,8 @@ class Objects(NamedTuple):
     @classmethod
     def of(cls, pixels: Tensor, masks: Tensor, reach: int) -> Self:
         """`masks` are uint8 (n, 1, s, s), none of them empty; `reach` is in pixels."""
-        wider, total = masks.float() / 255, masks.float() / 255
-        for _ in range(reach):
-            wider = F.max_pool2d(wider, 3, 1, 1)
-            total += wider
-        ring = F.max_pool2d(wider, 2 * reach + 1, 1, reach) - wider
-        return cls(pixels, total / (reach + 1), ring, _box(masks))
+        made = seam(masks, reach)
+        return cls(pixels, made.steps / (reach + 1), made.ring.float(), box(masks))
 
     def take(self, rows: Tensor) -> Self:
         """The objects at `rows`."""
@@ -60,7 +56,7 @@ class Objects(NamedTuple):
                 own = part[rows].flip(3) if k >= 4 else part[rows]
                 part[rows] = torch.rot90(own, k % 4, (2, 3))
         pixels, alpha, ring = parts
-        return type(self)(pixels, alpha, ring, _box(alpha >= 1))
+        return type(self)(pixels, alpha, ring, box(alpha >= 1))
 
     def shifted(self, by: Tensor) -> Self:
         """Each object, with its image, shifted by (n, 2) pixels down and right; nothing comes in from outside."""
@@ -76,6 +72,24 @@ class Objects(NamedTuple):
 
         pixels, alpha, ring = map(moved, (self.pixels, self.alpha, self.ring))
         return type(self)(pixels, alpha, ring, self.box + by.repeat_interleave(2, 1))
+
+
+class Seam(NamedTuple):
+    """Of masks (n, 1, s, s): `steps` uint8, alpha in units of 1 / (reach + 1); `ring` uint8, 0 or 1."""
+
+    steps: Tensor
+    ring: Tensor
+
+
+def seam(masks: Tensor, reach: int) -> Seam:
+    """How masks uint8 (n, 1, s, s) fade within `reach` pixels, and what lies around that."""
+    wider = masks.float() / 255
+    steps = wider.byte()
+    for _ in range(reach):
+        wider = F.max_pool2d(wider, 3, 1, 1)
+        steps += wider.byte()
+    ring = F.max_pool2d(wider, 2 * reach + 1, 1, reach) - wider
+    return Seam(steps, ring.byte())
 
 
 class Places:
@@ -123,7 +137,7 @@ class Places:
         return torch.clamp(total / (c * counted).clamp(min=1.0), min=0.0).masked_fill(~known, torch.inf)
 
 
-def _box(masks: Tensor) -> Tensor:
+def box(masks: Tensor) -> Tensor:
     """First and last row, first and last column (n, 4) of what is not 0 in masks (n, 1, s, s)."""
     there = masks[:, 0] > 0
     sides = [there.any(2).int(), there.any(1).int()]

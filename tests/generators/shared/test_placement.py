@@ -11,7 +11,7 @@ from pipeline.generators.shared.placement import Objects, Places
 SIDE, REACH = 16, 2
 
 
-def box(top: int, left: int, height: int = 3, width: int = 4) -> Tensor:
+def spot(top: int, left: int, height: int = 3, width: int = 4) -> Tensor:
     mask = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8)
     mask[:, :, top : top + height, left : left + width] = 255
     return mask
@@ -22,7 +22,7 @@ def noisy(n: int, channels: int = 2) -> Tensor:
 
 
 def test_the_seam_falls_over_the_margin_and_the_ring_lies_around_it() -> None:
-    found = Objects.of(noisy(1), box(6, 6), REACH)
+    found = Objects.of(noisy(1), spot(6, 6), REACH)
     row = found.alpha[0, 0, 7]
     assert row[6:10].tolist() == [1.0] * 4
     torch.testing.assert_close(row[[3, 4, 5, 10, 11, 12]], torch.tensor([0, 1 / 3, 2 / 3, 2 / 3, 1 / 3, 0]))
@@ -32,7 +32,7 @@ def test_the_seam_falls_over_the_margin_and_the_ring_lies_around_it() -> None:
 
 @pytest.mark.parametrize("at", [(6, 6), (1, 2), (10, 11)])
 def test_the_transform_gives_the_mean_square_over_the_ring(at: tuple[int, int]) -> None:
-    objects, others = Objects.of(noisy(1), box(*at), REACH), noisy(3)
+    objects, others = Objects.of(noisy(1), spot(*at), REACH), noisy(3)
     places = Places(SIDE, REACH)
     found = places.disagreement(objects, others[None])[0]
     allowed = places.allowed(objects, torch.zeros(1, 2), torch.inf)[0]
@@ -51,7 +51,7 @@ def test_the_transform_gives_the_mean_square_over_the_ring(at: tuple[int, int]) 
 
 def test_what_the_border_cuts_stays_at_it_and_no_box_leaves_the_image() -> None:
     places = Places(SIDE, REACH)
-    for mask, rows, columns in ((box(0, 5), {0}, None), (box(5, 12), None, {0}), (box(6, 6), None, None)):
+    for mask, rows, columns in ((spot(0, 5), {0}, None), (spot(5, 12), None, {0}), (spot(6, 6), None, None)):
         objects = Objects.of(noisy(1), mask, REACH)
         index = places.allowed(objects, torch.zeros(1, 2), torch.inf).flatten().nonzero().flatten()
         shifts = places.shift(index, objects.take(torch.zeros(len(index), dtype=torch.int64)))
@@ -62,7 +62,7 @@ def test_what_the_border_cuts_stays_at_it_and_no_box_leaves_the_image() -> None:
 
 
 def test_a_shift_carries_the_whole_object_and_lets_nothing_in() -> None:
-    objects = Objects.of(noisy(1), box(6, 6), REACH)
+    objects = Objects.of(noisy(1), spot(6, 6), REACH)
     moved = objects.shifted(torch.tensor([[-3, 5]]))
     for before, after in zip(objects[:3], moved[:3], strict=True):
         assert torch.equal(after[:, :, :-3, 5:], before[:, :, 3:, :-5])
@@ -71,7 +71,7 @@ def test_a_shift_carries_the_whole_object_and_lets_nothing_in() -> None:
 
 
 def test_the_eight_symmetries_are_different_and_keep_every_pixel() -> None:
-    objects = Objects.of(noisy(1), box(2, 9), REACH).take(torch.zeros(8, dtype=torch.int64))
+    objects = Objects.of(noisy(1), spot(2, 9), REACH).take(torch.zeros(8, dtype=torch.int64))
     turned = objects.turned(torch.arange(8))
     assert len({tuple(part.flatten().tolist()) for part in turned.pixels}) == 8
     assert torch.equal(turned.pixels.flatten(1).sort(1).values, objects.pixels.flatten(1).sort(1).values)
