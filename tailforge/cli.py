@@ -1,4 +1,4 @@
-"""`tailforge`: create a project, run it, compare generators, classify with one, export images, release them.
+"""`tailforge`: create a project, run it, look at regions, compare generators, classify with one, export images, release them.
 
 Exit status: 0 success, 1 failure, 2 bad input, 130 interrupted (143 by SIGTERM). Heavy imports are in the functions that need
 them, so that `tailforge --help` is quick.
@@ -66,6 +66,20 @@ def settings(
 
     found = texts.listed((project.opened(Path()) / "params.yaml").read_text(encoding="utf-8"), everything=all_)
     _print_json([setting.json() for setting in found]) if json else print(texts.table(found))
+
+
+@app.command()
+def regions(
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("regions.png"),
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", metavar="NAME", help="Only this class; may be repeated.")
+    ] = None,
+    per_class: Annotated[int, typer.Option(min=1, max=64, help="Images of each class.")] = 8,
+) -> None:
+    """Draw train images with what is known of where their objects lie."""
+    from tailforge import regions as sheet
+
+    sheet.run(Path(), out, class_ or (), per_class)
 
 
 @app.command()

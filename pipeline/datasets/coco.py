@@ -6,8 +6,8 @@
     annotations/instances_train2017.json   train2017/… or images/…
     train/_annotations.coco.json           train/…
 
-Several files are official parts if their names or folders say so. A file is read whole; of outlines nothing is kept but, where
-there is no bbox, the box around them.
+Several files are official parts if their names or folders say so. A file is read whole. Of outlines those of objects that can
+be images are kept, as numbers of four bytes or as the text that they are.
 https://cocodataset.org/#format-data
 """
 
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config import Data
-from pipeline.datasets import objects
+from pipeline.datasets import objects, outlines
 from pipeline.datasets.decode import Unreadable
 from pipeline.datasets.objects import Annotated, Photograph
+from pipeline.datasets.outlines import Outline, Runs
 from pipeline.datasets.rows import SPLITS, Row, existing_folder, text
 from pipeline.errors import DataError
 
@@ -92,7 +93,8 @@ def _of(file: Path, root: Path, split: str | None) -> Iterator[Photograph]:
         else:
             label = names.get(one.category)
             flaw = one.seen.flaw or ("" if label else f"category {one.category}, which categories does not hold")
-            marked[one.image].append(one.seen._replace(label=label, flaw=flaw))
+            outline = None if flaw else one.seen.outline
+            marked[one.image].append(one.seen._replace(label=label, flaw=flaw, outline=outline))
     places = _places(file, root)
     for entry in sorted(found["images"], key=lambda entry: str(entry["file_name"])):
         name = str(entry["file_name"])
@@ -118,22 +120,31 @@ def _read(file: Path, root: Path) -> dict[str, list[Any]]:
 
 
 def _slim(entry: dict[str, Any]) -> Any:
-    """An entry, without what is not needed: outlines are most of a file."""
+    """An entry, without what is not needed: outlines are most of a file, and as lists of numbers eight times as large."""
     if not {"image_id", "category_id"} <= set(entry):
         return entry
-    crowd, box, outline = bool(entry.get("iscrowd")), entry.get("bbox"), entry.get("segmentation")
-    if not box and isinstance(outline, list):
+    crowd, box, said = bool(entry.get("iscrowd")), entry.get("bbox"), entry.get("segmentation")
+    outline = None if crowd else _outline(said)
+    if not box and isinstance(said, list):
         points = [
-            point
-            for polygon in outline
-            if isinstance(polygon, list)
-            for point in zip(polygon[::2], polygon[1::2], strict=False)
+            point for polygon in said if isinstance(polygon, list) for point in zip(polygon[::2], polygon[1::2], strict=False)
         ]
-        seen = objects.outlined(None, points, unknown="")._replace(crowd=crowd)
+        seen = objects.outlined(None, points, unknown="", crowd=crowd, outline=outline)
+    elif not box and isinstance(outline, Runs):
+        seen = objects.annotated(None, outlines.around(outline) or (), unknown="", outline=outline)
     else:
         x, y, width, height = map(objects.number, box if isinstance(box, list) and len(box) == 4 else [None] * 4)
-        seen = objects.annotated(None, (x, y, x + width, y + height), unknown="", crowd=crowd)
+        seen = objects.annotated(None, (x, y, x + width, y + height), unknown="", crowd=crowd, outline=outline)
     return Marked(str(entry["image_id"]), str(entry["category_id"]), seen)
+
+
+def _outline(said: object) -> Outline | None:
+    """What `segmentation` says: a list of polygons, or run lengths."""
+    if isinstance(said, list):
+        return outlines.polygons(said)
+    if not isinstance(said, dict) or not isinstance(size := said.get("size"), list) or len(size) != 2:
+        return None
+    return outlines.runs(said.get("counts"), objects.frame(*size[::-1]))
 
 
 def _places(file: Path, root: Path) -> list[Path]:

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -64,6 +64,13 @@ DAMAGED = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+
+
+class Region(NamedTuple):
+    """Where the object of an image lies."""
+
+    mask: np.ndarray  # uint8 (1, size, size), 0 or 255
+    origin: str  # as in a manifest
 
 
 class Unreadable(Exception):
@@ -179,9 +186,9 @@ def bring_to_form(picture: Image.Image, size: int, channels: int, resize: Litera
 
 def bring_parts_to_form(
     picture: Image.Image, parts: Sequence[Part], size: int, channels: int, resize: Literal["pad", "crop", "stretch"]
-) -> Iterator[tuple[np.ndarray, np.ndarray | None] | str]:
-    """Each of the parts of an opened photograph -> uint8 (channels, size, size) and its object's box (1, size, size), 0 or 255,
-    or why there is none. Closes the photograph.
+) -> Iterator[tuple[np.ndarray, Region | str | None] | str]:
+    """Each of the parts of an opened photograph -> uint8 (channels, size, size) and its object's region, or why there is none:
+    no image, or no region. Closes the photograph.
 
     The photograph was annotated once, so that all parts have the same `size`. Raises Unreadable.
     """
@@ -192,8 +199,7 @@ def bring_parts_to_form(
             if isinstance(box, str):
                 yield box
             else:
-                region = _boxed(part.object(*shown.size), box, size, resize) if part.object else None
-                yield _form(shown, box, size, resize), region
+                yield _form(shown, box, size, resize), _region(part, box, shown.size, size, resize)
 
 
 def _room(picture: Image.Image, least: tuple[int, int] | None = None) -> AbstractContextManager[None]:
@@ -243,21 +249,23 @@ def mask_to_form(picture: Image.Image, shown: tuple[int, int], size: int, resize
             raise _unreadable(error) from None
     if levels.ndim == 3:
         levels = levels[..., :-1].max(2) if picture.mode in ("LA", "RGBA") else levels.max(2)
-    return _mask(levels >= least, size, resize)
+    return _mask((levels >= least) * np.uint8(255), size, resize)
 
 
-def _boxed(inner: Box, crop: Box, size: int, resize: str) -> np.ndarray:
-    """The box `inner` of a photograph as a mask of the part that is in the box `crop`."""
-    left, top, right, bottom = crop
-    covered = np.zeros((bottom - top, right - left), dtype=bool)
-    covered[max(0, inner[1] - top) : inner[3] - top, max(0, inner[0] - left) : inner[2] - left] = True
-    return _mask(covered, size, resize)
+def _region(part: Part, box: Box, shown: tuple[int, int], size: int, resize: str) -> Region | str | None:
+    """Where the object of a part lies, by the best of what is known that leaves a pixel in the image; or why nothing does."""
+    reason = None
+    for origin, inside in part.object(box, *shown) if part.object else ():
+        try:
+            return Region(_mask(inside, size, resize), origin)
+        except Unreadable as unreadable:
+            reason = str(unreadable)
+    return reason
 
 
 def _mask(inside: np.ndarray, size: int, resize: str) -> np.ndarray:
-    """bool (h, w) -> uint8 (1, size, size), 0 or 255. Raises Unreadable where nothing is inside."""
-    covered = Image.fromarray(inside.astype(np.uint8) * 255)
-    array = np.asarray(_to_square(covered, size, resize, Image.Resampling.BOX))
+    """Shares of pixels, uint8 (h, w) -> uint8 (1, size, size), 0 or 255. Raises Unreadable where nothing is inside."""
+    array = np.asarray(_to_square(Image.fromarray(inside), size, resize, Image.Resampling.BOX))
     missing = [size - side for side in array.shape]
     array = np.pad(array, [(m // 2, m - m // 2) for m in missing])
     if not array.any():

@@ -32,7 +32,15 @@ from tqdm import tqdm
 
 from pipeline.config import Data
 from pipeline.core import images, work
-from pipeline.datasets.decode import Unreadable, bring_parts_to_form, bring_to_form, mask_to_form, strict_pillow, upright
+from pipeline.datasets.decode import (
+    Region,
+    Unreadable,
+    bring_parts_to_form,
+    bring_to_form,
+    mask_to_form,
+    strict_pillow,
+    upright,
+)
 from pipeline.datasets.rows import Row
 from pipeline.encoders.base import Encoder
 
@@ -95,28 +103,33 @@ def _records(rows: list[Row], *, data: Data, encoder: Encoder) -> list[dict[str,
             image = bring_to_form(picture, *form)
     except Unreadable as unreadable:
         return [record | {"reason": str(unreadable)} for record in named]
-    return [named[0] | _made(image, encoder) | _region(rows[0], data)]
+    return [named[0] | _made(image, encoder) | _kept(_region(rows[0], data))]
 
 
-def _region(row: Row, data: Data) -> dict[str, Any]:
-    """What is kept of the mask of an image, or the reason why there is none."""
+def _region(row: Row, data: Data) -> Region | str | None:
+    """The mask of an image, or the reason why there is none."""
     if row.region is None:
-        return {}
+        return None
     try:
         with row.region() as mask:
-            region = mask_to_form(mask, upright(row.read), data.image_size, data.resize)
+            return Region(mask_to_form(mask, upright(row.read), data.image_size, data.resize), "given")
     except Unreadable as unreadable:
-        return {"region_reason": str(unreadable)}
-    return {"region": images.encode_png(region), "region_origin": "given"}
+        return str(unreadable)
 
 
-def _made_of_part(found: tuple[np.ndarray, np.ndarray | None] | str, encoder: Encoder) -> dict[str, Any]:
-    """What is kept of a part of a photograph and its object's box, or the reason why there is none."""
+def _kept(region: Region | str | None) -> dict[str, Any]:
+    """What is kept of a region, or the reason why there is none."""
+    if isinstance(region, Region):
+        return {"region": images.encode_png(region.mask), "region_origin": region.origin}
+    return {"region_reason": region}
+
+
+def _made_of_part(found: tuple[np.ndarray, Region | str | None] | str, encoder: Encoder) -> dict[str, Any]:
+    """What is kept of a part of a photograph and its object's region, or the reason why there is none."""
     if isinstance(found, str):
         return {"reason": found}
-    image, box = found
-    region = {} if box is None else {"region": images.encode_png(box), "region_origin": "box"}
-    return _made(image, encoder) | region
+    image, region = found
+    return _made(image, encoder) | _kept(region)
 
 
 def _made(image: np.ndarray, encoder: Encoder) -> dict[str, Any]:

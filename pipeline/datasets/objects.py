@@ -6,7 +6,9 @@
     background  a crop of the size of a random object, at a random place of the photograph where it touches no object
 
 A box is (left, top, right, bottom) in pixels, where pixel i reaches from i to i + 1. What is outside of the photograph is cut
-off. A reader (coco, voc, yolo, labelme) lists photographs, and opens none of them. What does not fit becomes a row that says
+off. Where an object lies in its crop is what its outline says, or its box if it has none that can be drawn (outlines.py).
+
+A reader (coco, voc, yolo, labelme) lists photographs, and opens none of them. What does not fit becomes a row that says
 why it is set aside.
 """
 
@@ -21,19 +23,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL.Image import Image
 
 from pipeline.config import Data
 from pipeline.core.seeds import numpy_rng
+from pipeline.datasets import outlines
 from pipeline.datasets.decode import MAX_PIXELS, Unreadable, opened, upright
-from pipeline.datasets.rows import SPLITS, Box, Part, Row, inside, text
+from pipeline.datasets.outlines import Outline
+from pipeline.datasets.rows import SPLITS, Bounds, Box, Part, Row, inside, text
 from pipeline.errors import DataError
 
 BACKGROUND = "background"
 TRIES = 50  # places tried for a background
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
-Bounds = tuple[float, float, float, float]  # left, top, right, bottom
 Read = Callable[[], AbstractContextManager[Image]]
 
 
@@ -44,6 +48,7 @@ class Annotated(NamedTuple):
     box: Bounds | None  # None if it cannot be told
     flaw: str = ""  # why it is no image
     crowd: bool = False  # many objects in one box, which are no image
+    outline: Outline | None = None  # None if it has none, or is no image
 
     @property
     def usable(self) -> bool:
@@ -58,11 +63,18 @@ class Photograph(NamedTuple):
     objects: Sequence[Annotated] = ()
     size: tuple[int, int] | None = None  # width and height as annotated, if known
     split: str | None = None  # train | val | test if the data have a split of their own
-    shares: bool = False  # boxes are in shares of the upright photograph's width and height
+    shares: bool = False  # boxes and outlines are in shares of the upright photograph's width and height
     flaw: str = ""  # why it is set aside
 
 
-def annotated(label: str | None, corners: Iterable[object], *, unknown: str = "no class", crowd: bool = False) -> Annotated:
+def annotated(
+    label: str | None,
+    corners: Iterable[object],
+    *,
+    unknown: str = "no class",
+    crowd: bool = False,
+    outline: Outline | None = None,
+) -> Annotated:
     """An object with the box (left, top, right, bottom). `unknown` says why it has no label, where it has none."""
     values = [number(value) for value in corners]
     if len(values) != 4 or not all(map(math.isfinite, values)):
@@ -70,18 +82,26 @@ def annotated(label: str | None, corners: Iterable[object], *, unknown: str = "n
     left, top, right, bottom = values
     if right <= left or bottom <= top:
         return Annotated(label or None, None, f"a box of no area: {_said((left, top, right, bottom))}", crowd)
-    return Annotated(label or None, (left, top, right, bottom), "" if label else unknown, crowd)
+    return Annotated(label or None, (left, top, right, bottom), "" if label else unknown, crowd, outline)
 
 
-def outlined(label: str | None, points: Iterable[Sequence[object]], *, least: int = 3, unknown: str = "no class") -> Annotated:
-    """An object with the bounding box of points (x, y), of which there are `least` or more."""
+def outlined(
+    label: str | None,
+    points: Iterable[Sequence[object]],
+    *,
+    least: int = 3,
+    unknown: str = "no class",
+    crowd: bool = False,
+    outline: Outline | None = None,
+) -> Annotated:
+    """An object with the bounding box of points (x, y), of which there are `least` or more. `outline` is what they enclose."""
     xy = [(number(x), number(y)) for x, y in points]
     if len(xy) < least:
-        return Annotated(label or None, None, f"an outline of {len(xy)} points")
+        return Annotated(label or None, None, f"an outline of {len(xy)} points", crowd)
     x, y = zip(*xy, strict=True)
     known = all(map(math.isfinite, (*x, *y)))  # min and max would pass over what is no number
     corners = (min(x), min(y), max(x), max(y)) if known else (math.nan,) * 4
-    return annotated(label, corners, unknown=unknown)
+    return annotated(label, corners, unknown=unknown, crowd=crowd, outline=outline)
 
 
 def number(value: object) -> float:
@@ -160,8 +180,7 @@ def _objects(photograph: Photograph, read: Read, data: Data) -> Iterator[Row]:
     for i, one in enumerate(photograph.objects):
         if not one.crowd:
             box = partial(_box, one, photograph.shares, data.margin)
-            own = partial(_own, one.box, photograph.shares) if one.box else None
-            yield _row(photograph, f"{i:03d}", one.label, read, box, own)
+            yield _row(photograph, f"{i:03d}", one.label, read, box, partial(_lies, one, photograph.shares))
 
 
 def _row(
@@ -170,9 +189,9 @@ def _row(
     label: str | None,
     read: Read,
     box: Callable[[int, int], Box | str],
-    own: Callable[[int, int], Box] | None = None,
+    lies: Callable[[Box, int, int], Iterator[tuple[str, np.ndarray]]] | None = None,
 ) -> Row:
-    path, part = text(photograph.path), Part(box, photograph.size, own)
+    path, part = text(photograph.path), Part(box, photograph.size, lies)
     return Row(f"{path}#{which}", f"{Path(path).stem}#{which}", label, read, photograph.split, path, part=part)
 
 
@@ -182,10 +201,16 @@ def _box(one: Annotated, shares: bool, margin: float, width: int, height: int) -
     return crop(_in_pixels(one.box, (width, height), shares), margin, width, height)
 
 
-def _own(box: Bounds, shares: bool, width: int, height: int) -> Box:
-    """The pixels that an object's box touches."""
-    left, top, right, bottom = _in_pixels(box, (width, height), shares)
-    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+def _lies(one: Annotated, shares: bool, crop: Box, width: int, height: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Where an object lies in its crop: in its outline, or else in the pixels that its box touches."""
+    size = width, height
+    if one.outline:
+        inside = outlines.drawn(one.outline, size if shares else (1, 1), crop, size)
+        if inside is not None:
+            yield "given", inside
+    if one.box:
+        left, top, right, bottom = _in_pixels(one.box, size, shares)
+        yield "box", outlines.boxed((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)), crop)
 
 
 def _in_pixels(box: Bounds, size: tuple[int, int], shares: bool) -> Bounds:

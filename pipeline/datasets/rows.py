@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 from PIL.Image import Image
 
 from pipeline.config import Data
@@ -28,6 +29,7 @@ from pipeline.errors import DataError
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FORMATS = "PNG, JPEG, TIFF, BMP or WebP"
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Bounds = tuple[float, float, float, float]  # the same, in pixels or shares
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Part:
 
     box: Callable[[int, int], Box | str]  # where it is in a photograph of that width and height, or why it is nowhere
     size: tuple[int, int] | None  # width and height of the photograph as it was annotated, if known
-    object: Callable[[int, int], Box] | None = None  # where its object is in that photograph, if it shows one
+    # What is known of where its object is in the part `box` of that photograph, if it shows one, the best first: region_origin
+    # of a manifest, and the share of each pixel that the object covers, uint8 (h, w).
+    object: Callable[[Box, int, int], Iterator[tuple[str, np.ndarray]]] | None = None
 
 
 @dataclass(frozen=True)

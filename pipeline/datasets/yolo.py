@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Data
-from pipeline.datasets import objects
+from pipeline.datasets import objects, outlines
 from pipeline.datasets.decode import Unreadable
 from pipeline.datasets.folder import files
 from pipeline.datasets.objects import SUFFIXES, Annotated, Photograph
@@ -132,4 +132,5 @@ def _object(fields: list[str], classes: dict[str, str]) -> Annotated:
         return objects.annotated(label, corners, unknown=unknown)
     if len(values) < 4 or len(values) % 2:
         return Annotated(label, None, f"a line of {len(fields)} fields")
-    return objects.outlined(label, list(zip(values[::2], values[1::2], strict=True)), unknown=unknown)
+    points = zip(values[::2], values[1::2], strict=True)
+    return objects.outlined(label, points, unknown=unknown, outline=outlines.polygons([values]))
