@@ -280,8 +280,11 @@ classifier, at which transforms do not pay yet.
 A name with `+encoder` is the same data through EfficientNet-Lite0 with weights of ImageNet ([encoder](encoder.md)).
 Classifiers are small networks on its features, so all arms have this outside knowledge. The one generator is `vae` at 32
 pixels. Without the encoder networks start from fresh weights and see 32 pixels. `deeppcb64+encoder` compares both modes, and
-validation chooses. `+finetune` trains the encoder's own network on, by one recipe and three seeds: it shows what real images
-reach, and no synthetic ones are added.
+validation chooses. `+finetune` trains the encoder's own network on, by one recipe and three seeds. Of trashnet and wbc_bccd it
+shows what real images reach, and no synthetic ones are added.
+
+`deeppcb128` and `bccd_voc` are rare objects in surroundings, and the generator is [`compose`](generators/compose.md): faults of
+circuits on faultless boards, by their masks; blood cells in the smears of other photographs, by their boxes.
 
 | data | verdict | baseline | generator, fraction, labels | gain, points | tail recall, points | equivalent real images |
 |---|---|---|---|---|---|---|"""

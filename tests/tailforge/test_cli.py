@@ -371,6 +371,20 @@ def test_larger_images_are_looked_at_through_an_encoder_where_there_is_one(
     assert "pip install 'tailforge[encoder]'" in survey.why(values)
 
 
+def test_a_folder_of_masks_is_no_class_and_its_objects_are_composed(photographs: Path) -> None:
+    for label in ("cat", "black dog"):
+        for i in range(9):
+            Image.new("RGB", (300, 90 + i), (i, 99, 0)).save(photographs / label / f"large{i}.png")
+    (photographs / "ground_truth/cat").mkdir(parents=True)
+    Image.new("L", (300, 90), 255).save(photographs / "ground_truth/cat/large0_mask.png")
+    read = survey.survey(photographs, split=HALF)
+    assert read.classes == 2 and read.values["data.regions"] == "ground_truth"
+    assert read.values["generators"] == ["compose"] and read.values["fit.image_size"] == 0
+    assert "generators work at 224" in survey.why(read.values)
+    params = config.resolved(config.values(settings.initial(read.values)))
+    assert params.generators == ["compose"] and params.generator_size == params.data.image_size == 224
+
+
 def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 7).save(tmp_path / "a.png")
     text = io.StringIO()
