@@ -104,7 +104,7 @@ class Data(Section):
     backgrounds: Annotated[int, Field(ge=0)] = 0
     """crops of each photograph that touch no object, of class background"""
     regions: str = ""
-    """masks of the objects, for the generator compose: a folder in `path`, or e.g. *_mask for masks beside their images"""
+    """masks of the objects, for the generator compose: a folder in `path`, or *_mask, *.png for those beside their images"""
     image_size: Annotated[int, Field(ge=4, le=1024)] = 8
     """pixels; every image is brought to image_size x image_size"""
     channels: Literal[1, 3] = 1

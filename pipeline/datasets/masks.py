@@ -2,10 +2,11 @@
 
     data.regions=masks      masks lie in that folder of data.path, at the path of their image or at the end of it
     data.regions=*_mask     they lie beside their image, and their names end so
+    data.regions=*.png      they lie beside their image, and have another suffix than it
 
     image                   mask
     train/open/7.png        masks/train/open/7.png     masks/open/7.png     masks/7.png     masks/open/7_mask.png
-    train/open/7.jpg        train/open/7_mask.png      with *_mask
+    train/open/7.jpg        train/open/7_mask.png with *_mask, train/open/7.png with *.png
 
 Every pixel of a mask that is not black belongs to the object (of a JPEG, every pixel that is more white than black). A mask has
 the size of its image as it is shown. One that has not, is empty or cannot be read is set aside, and the image is kept.
@@ -19,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL.Image import Image
 
@@ -40,8 +42,8 @@ class Masks:
     def of(cls, data: Data) -> Masks:
         """Those that `data.regions` names. Raises DataError where there are none."""
         root = existing_folder(Path(data.path), "data.path")
-        ending = _ending(data)
-        if ending is None:
+        beside = _beside(data)
+        if beside is None:
             folder = existing_folder(root / data.regions, "data.regions")
             if not inside(folder, root):
                 raise DataError(
@@ -51,8 +53,8 @@ class Masks:
                 )
             found = {_shortened(_stem(file.relative_to(folder))): file for file in _files(folder)}
         else:
-            stems = ((_stem(file.relative_to(root)), file) for file in _files(root))
-            found = {stem.removesuffix(ending): file for stem, file in stems if stem.endswith(ending)}
+            masks = (file for file in _files(root) if is_mask(data, file.relative_to(root)))
+            found = {_stem(file.relative_to(root)).removesuffix(beside.ending): file for file in masks}
         if not found:
             raise DataError(
                 f"data.regions={data.regions!r} names no masks in {data.path}",
@@ -72,8 +74,10 @@ def is_mask(data: Data, relative: Path) -> bool:
     """Whether a file or a folder of data.path is one of masks."""
     if not data.regions:
         return False
-    ending = _ending(data)
-    return relative == Path(data.regions) if ending is None else _stem(relative).endswith(ending)
+    beside = _beside(data)
+    if beside is None:
+        return relative == Path(data.regions)
+    return _stem(relative).endswith(beside.ending) and beside.suffix in ("", relative.suffix.lower())
 
 
 def attach(rows: Iterator[Row], data: Data) -> Iterator[Row]:
@@ -94,9 +98,19 @@ def attach(rows: Iterator[Row], data: Data) -> Iterator[Row]:
         )
 
 
-def _ending(data: Data) -> str | None:
-    """How names of masks end that lie beside their images; None for a folder of masks."""
-    return os.path.splitext(data.regions[1:])[0] if data.regions.startswith("*") else None
+class _Beside(NamedTuple):
+    """How names of masks end that lie beside their images: before the suffix, and the suffix, "" for any."""
+
+    ending: str
+    suffix: str
+
+
+def _beside(data: Data) -> _Beside | None:
+    """None for a folder of masks."""
+    if not data.regions.startswith("*"):
+        return None
+    ending, dot, suffix = data.regions[1:].rpartition(".")
+    return _Beside(ending, f".{suffix.lower()}") if dot else _Beside(suffix, "")
 
 
 def _stem(relative: Path) -> str:

@@ -65,6 +65,7 @@ PLACES: dict[str, tuple[str, Callable[[int], str]]] = {
     "another format": ("masks", lambda i: f"masks/train/scratch/{i}.bmp"),
     "beside the image": ("*_mask", lambda i: f"train/scratch/{i}_mask.png"),
     "beside it, with a suffix": ("*_mask.png", lambda i: f"train/scratch/{i}_mask.png"),
+    "beside it, with another suffix": ("*.bmp", lambda i: f"train/scratch/{i}.bmp"),
 }
 
 

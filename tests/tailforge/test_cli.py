@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -383,6 +384,14 @@ def test_a_folder_of_masks_is_no_class_and_its_objects_are_composed(photographs:
     assert "generators work at 224" in survey.why(read.values)
     params = config.resolved(config.values(settings.initial(read.values)))
     assert params.generators == ["compose"] and params.generator_size == params.data.image_size == 224
+    for ending in ("_mask.png", ".png"):  # beside a JPEG
+        shutil.rmtree(photographs / "ground_truth", ignore_errors=True)
+        for image in list(photographs.glob("*/*.png")):
+            image.unlink()
+        assert survey.survey(photographs, split=HALF).values.get("data.regions") is None
+        Image.new("L", (44, 30), 255).save(photographs / f"cat/cat0{ending}")
+        read = survey.survey(photographs, split=HALF)
+        assert read.values["data.regions"] == f"*{ending.removesuffix('_mask.png') or '_mask'}" and read.classes == 2
 
 
 def test_init_reads_a_table_and_idx(tmp_path: Path) -> None:
