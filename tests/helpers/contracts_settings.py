@@ -54,6 +54,10 @@ SETTINGS = {
         "guide_steps": 5, "guide_width": 16, "solver_steps": 6, "likelihood_steps": 4, "likelihood_probes": 1,
         "block_images": 16, "precision": "fp32", "threads": 1,
     },
+    "compose": {
+        "backgrounds": [], "symmetries": "none", "margin": 0.03, "surroundings": 2, "context": True, "spread": 1.0, "harmony": 0.5,
+        "block_images": 16,
+    },
     "external": {},
 }  # fmt: skip
 
