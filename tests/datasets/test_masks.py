@@ -91,7 +91,6 @@ def test_a_mask_is_found_by_the_path_of_its_image_and_is_no_image(how: str) -> N
         (None, "not a PNG, JPEG, TIFF, BMP or WebP image"),
     ],
 )
-@pytest.mark.fault(15, "a mask that is empty, of another size or torn is set aside, and its image is kept")
 def test_a_mask_that_does_not_fit_is_set_aside_and_its_image_is_kept(mask: np.ndarray | None, reason: str) -> None:
     for i in range(N):
         write(Path(f"raw/masks/train/scratch/{i}.png"), spot(i))
