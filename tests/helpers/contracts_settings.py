@@ -55,8 +55,8 @@ SETTINGS = {
         "block_images": 16, "precision": "fp32", "threads": 1,
     },
     "compose": {
-        "backgrounds": [], "symmetries": "none", "margin": 0.03, "surroundings": 2, "context": True, "spread": 1.0, "harmony": 0.5,
-        "block_images": 16,
+        "backgrounds": [], "symmetries": "none", "margin": 0.03, "surroundings": 2, "context": True, "spread": 1.0,
+        "harmony": 0.5, "block_images": 16,
     },
     "external": {},
 }  # fmt: skip
