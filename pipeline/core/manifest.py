@@ -117,13 +117,12 @@ class Manifest:
         """Where objects lie, uint8 (n, 1, h, w), 0 or 255; 0 everywhere in rows where that is unknown. Raises DataError."""
         import torch
 
-        known = self.where(self.table["region"].is_valid().to_numpy())
+        rows = np.flatnonzero(self.table["region"].is_valid().to_numpy())
         height, width = images.decode_png(self.table["image"][0].as_py()).shape[1:] if len(self) else (0, 0)
         out = torch.zeros(len(self), 1, height, width, dtype=torch.uint8)
-        if len(known):
-            rows = np.flatnonzero(self.table["region"].is_valid().to_numpy())
+        if len(rows):
             try:
-                out[torch.from_numpy(rows)] = images.decode_all(known.table["region"].to_pylist())
+                out[torch.from_numpy(rows)] = images.decode_all(self.take(rows).table["region"].to_pylist())
             except (OSError, SyntaxError, ValueError, TypeError, RuntimeError) as error:
                 raise DataError(
                     f"a region of a manifest: {error}", expected="masks of the images' size", remedy="run `dvc repro`"

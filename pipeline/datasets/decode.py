@@ -27,13 +27,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pipeline.datasets.rows import FORMATS, Box, Part
+from pipeline.datasets.rows import FORMATS, Box, Part, inside
 
 ALLOWED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; below Pillow's own limit
@@ -126,6 +127,15 @@ def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
                 if width * height > MAX_PIXELS:
                     raise Unreadable(f"{width} x {height} pixels{what}, more than {MAX_PIXELS:,}")
             yield picture
+
+
+def reader(file: Path, root: Path) -> Callable[[], AbstractContextManager[Image.Image]]:
+    """What opens a file of the folder `root`, as `opened` does. A link out of the folder is Unreadable."""
+    return partial(opened, file) if not file.is_symlink() or inside(file, root) else _refuse
+
+
+def _refuse() -> NoReturn:
+    raise Unreadable("a link out of the folder")
 
 
 def _opened(file: Path | BinaryIO) -> tuple[Image.Image, dict[str, tuple[int, int]]]:
@@ -242,22 +252,24 @@ def mask_to_form(picture: Image.Image, shown: tuple[int, int], size: int, resize
     if picture.size != shown:
         raise Unreadable(f"{picture.size[0]} x {picture.size[1]} pixels, its image has {shown[0]} x {shown[1]}")
     least = 128 if picture.format == "JPEG" else 1
-    with ROOM.of(picture.size[0] * picture.size[1]), picture:
+    with _room(picture), picture:
         try:
             levels = np.asarray(picture)
         except DAMAGED as error:
-            raise _unreadable(error) from None
-    if levels.ndim == 3:
-        levels = levels[..., :-1].max(2) if picture.mode in ("LA", "RGBA") else levels.max(2)
-    return _mask((levels >= least) * np.uint8(255), size, resize)
+            reason = _unreadable(error)
+        else:
+            if levels.ndim == 3:
+                levels = levels[..., :-1].max(2) if picture.mode in ("LA", "RGBA") else levels.max(2)
+            return _mask((levels >= least) * np.uint8(255), size, resize)
+    raise reason
 
 
 def _region(part: Part, box: Box, shown: tuple[int, int], size: int, resize: str) -> Region | str | None:
     """Where the object of a part lies, by the best of what is known that leaves a pixel in the image; or why nothing does."""
     reason = None
-    for origin, inside in part.object(box, *shown) if part.object else ():
+    for origin, shares in part.object(box, *shown) if part.object else ():
         try:
-            return Region(_mask(inside, size, resize), origin)
+            return Region(_mask(shares, size, resize), origin)
         except Unreadable as unreadable:
             reason = str(unreadable)
     return reason

@@ -18,7 +18,8 @@ medians are of both sides together. Where a class did not change, which of its u
               alpha at most, however many classes there are
 
 A generator is re-used where nothing says otherwise. It is fitted anew where a class is new or has vanished, where a row that it
-was fitted on is no longer a train row as it was, where images changed, and where of a class so many came as params.yaml says.
+was fitted on is no longer a train row as it was or has another region, where images changed, and where of a class so many came
+as params.yaml says.
 The second of these is the guard against leaks: what has been re-used saw rows of today's train alone, and `prepare` lets no
 component of groups and near-duplicates stand on two sides.
 """
@@ -156,6 +157,9 @@ def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int, 
     known, still = set(old_rows), set(new_rows)
     came = np.array([row not in known for row in new_rows], dtype=bool)
     gone = np.array([row not in still for row in old_rows], dtype=bool)
+    lay = dict(zip(old_rows, old.table["region"].to_pylist(), strict=True))
+    lies = zip(new_rows, new.table["region"].to_pylist(), strict=True)
+    moved = sum(lay[row] != region for row, region in lies if row in known)
     classes = [*reference.classes, *(c for c in present.classes if c not in reference.classes)]
     n_before, n_after, n_came = old.counts(classes), new.counts(classes), new.where(came).counts(classes)
     comparable = reference.shape == present.shape
@@ -173,13 +177,14 @@ def compare(reference: Prepared, present: Prepared, settings: Drift, seed: int, 
         "together": _json(together),
         "came": int(came.sum()),
         "gone": int(gone.sum()),
+        "regions": moved,
         "new": [c for c in present.classes if c not in reference.classes],
         "vanished": [c for c in reference.classes if c not in present.classes],
         "mix": mix(n_before, n_came, settings.permutations, numpy_rng(seed, "drift", "mix")),
         "relabellings": draws,
         "settings": settings.model_dump(),
     }
-    if not came.any() and not gone.any():
+    if not came.any() and not gone.any() and not moved:
         return found | {"reasons": [], "decision": "same"}
     reasons = _reasons(found, settings, comparable)
     return found | {"reasons": reasons, "decision": "retrain" if reasons else "reuse"}
@@ -207,6 +212,8 @@ def _reasons(found: dict[str, Any], settings: Drift, comparable: bool) -> list[d
         reasons.append({"why": "form"})
     elif found["gone"]:
         reasons.append({"why": "gone", "value": found["gone"]})
+    if found["regions"]:  # the images are the same, and an object elsewhere
+        reasons.append({"why": "regions", "value": found["regions"]})
     for row in found["classes"]:
         if row["adjusted"] is not None and row["adjusted"] <= settings.alpha:
             reasons.append({"why": "drift", "class": row["name"], "value": row["adjusted"]})

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
-
-from PIL.Image import Image
 
 from pipeline.config import Data
-from pipeline.datasets.decode import Unreadable, opened
+from pipeline.datasets.decode import reader
 from pipeline.datasets.masks import is_mask
-from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
+from pipeline.datasets.rows import SPLITS, Row, existing_folder, files, text
 from pipeline.errors import DataError
 
 
@@ -54,7 +50,7 @@ def walk(root: Path, key: str, passed_over: Callable[[Path], bool] = lambda rela
             if passed_over(relative):
                 continue
             empty = False
-            yield Row(text(relative), text(file.stem), text(folder.name), _reader(file, root), split)
+            yield Row(text(relative), text(file.stem), text(folder.name), reader(file, root), split)
         if empty:
             raise DataError(
                 f"class folder {text(folder)!r} is empty",
@@ -69,20 +65,3 @@ def _folders(parent: Path) -> list[Path]:
         if (parent / name).is_symlink():
             raise DataError(f"{text(parent / name)!r} is a link", expected="a folder", remedy="put the folder itself there")
     return [parent / name for name in found]
-
-
-def files(folder: Path) -> Iterator[Path]:
-    """The files in and below a folder, by name; hidden files and READMEs are passed over."""
-    for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).stem.upper() != "README":
-                yield Path(place, name)
-
-
-def _reader(file: Path, root: Path) -> Callable[[], AbstractContextManager[Image]]:
-    return partial(opened, file) if not file.is_symlink() or inside(file, root) else _refuse
-
-
-def _refuse() -> NoReturn:
-    raise Unreadable("a link out of the folder")

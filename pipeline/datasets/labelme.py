@@ -23,9 +23,8 @@ from typing import Any
 from pipeline.config import Data
 from pipeline.datasets import objects, outlines
 from pipeline.datasets.decode import Unreadable
-from pipeline.datasets.folder import files
 from pipeline.datasets.objects import Annotated, Photograph
-from pipeline.datasets.rows import Row, existing_folder
+from pipeline.datasets.rows import Row, existing_folder, files
 from pipeline.errors import DataError
 
 CORNERS = 64  # of a circle: a polygon that is 0.2 % smaller

@@ -15,18 +15,14 @@ the size of its image as it is shown. One that has not, is empty or cannot be re
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL.Image import Image
-
 from pipeline.config import Data
-from pipeline.datasets.decode import opened
-from pipeline.datasets.rows import SPLITS, Row, existing_folder, inside, text
+from pipeline.datasets.decode import reader
+from pipeline.datasets.rows import SPLITS, Row, existing_folder, files, inside, text
 from pipeline.errors import DataError
 
 ENDINGS = ("_mask", "-mask", "_gt", "_label")  # of names of masks in a folder of their own
@@ -51,9 +47,9 @@ class Masks:
                     expected="a folder in data.path",
                     remedy="move it there",
                 )
-            found = {_shortened(_stem(file.relative_to(folder))): file for file in _files(folder)}
+            found = {_shortened(_stem(file.relative_to(folder))): file for file in files(folder)}
         else:
-            masks = (file for file in _files(root) if is_mask(data, file.relative_to(root)))
+            masks = (file for file in files(root) if is_mask(data, file.relative_to(root)))
             found = {_stem(file.relative_to(root)).removesuffix(beside.ending): file for file in masks}
         if not found:
             raise DataError(
@@ -89,7 +85,7 @@ def attach(rows: Iterator[Row], data: Data) -> Iterator[Row]:
     for row in rows:
         file = masks.find(row.path)
         met += file is not None
-        yield replace(row, region=_reader(file)) if file else row
+        yield replace(row, region=reader(file, Path(data.path))) if file else row
     if not met:
         raise DataError(
             f"data.regions={data.regions!r}: {len(masks.files)} masks, and none has the name of an image",
@@ -119,13 +115,3 @@ def _stem(relative: Path) -> str:
 
 def _shortened(stem: str) -> str:
     return next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _reader(file: Path) -> Callable[[], AbstractContextManager[Image]]:
-    return partial(opened, file)

@@ -99,6 +99,15 @@ def ids(path: str, name: str, group: str | None) -> tuple[set[str], set[str]]:
     return {path, name}, {group, os.path.splitext(group)[0], Path(group).stem}
 
 
+def files(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder, by name; hidden files and READMEs are passed over."""
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).stem.upper() != "README":
+                yield Path(place, name)
+
+
 def inside(file: Path, root: Path) -> bool:
     """Whether `file`, with links followed, is inside the folder `root`."""
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root))

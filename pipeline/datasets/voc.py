@@ -18,9 +18,8 @@ from xml.etree import ElementTree
 from pipeline.config import Data
 from pipeline.datasets import objects
 from pipeline.datasets.decode import Unreadable
-from pipeline.datasets.folder import files
 from pipeline.datasets.objects import Annotated, Photograph
-from pipeline.datasets.rows import Row, existing_folder, text
+from pipeline.datasets.rows import Row, existing_folder, files, text
 from pipeline.errors import DataError
 
 LISTS = {"trainval": "train", "train": "train", "val": "val", "test": "test"}  # a later one wins

@@ -22,9 +22,8 @@ import yaml
 from pipeline.config import Data
 from pipeline.datasets import objects, outlines
 from pipeline.datasets.decode import Unreadable
-from pipeline.datasets.folder import files
 from pipeline.datasets.objects import SUFFIXES, Annotated, Photograph
-from pipeline.datasets.rows import Row, existing_folder, inside, text
+from pipeline.datasets.rows import Row, existing_folder, files, inside, text
 from pipeline.errors import DataError
 
 PARTS = ("train", "val", "test")

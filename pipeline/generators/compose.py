@@ -32,7 +32,7 @@ from pipeline.core.images import to_float, to_uint8
 from pipeline.core.seeds import noise
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators.shared.base import GenerativeModel, Surroundings, Traits, in_blocks
-from pipeline.generators.shared.placement import Objects, Places, box, seam
+from pipeline.generators.shared.placement import Objects, Places, Seam, seam
 
 NAME = "compose"
 OBJECTS, LENT = 500, 2000  # objects of a class and images that lend surroundings, at most: they are the model's file
@@ -131,16 +131,13 @@ class Compose(GenerativeModel):
         return without if len(without) and bool(known.any()) else counts.argmax()[None]
 
     @cached_property
-    def _seams(self) -> tuple[Tensor, Tensor]:
-        """uint8 (n, 1, h, w) each: the steps of alpha, and the ring. As floats they would take more memory than the images."""
+    def _seam(self) -> Seam:
         made = [seam(masks, self.reach) for masks in torch.split(self.state["masks"], BLOCK)]
-        return torch.cat([one.steps for one in made]), torch.cat([one.ring for one in made])
+        return Seam(*map(torch.cat, zip(*made, strict=True)))
 
     def _objects(self, rows: Tensor) -> Objects:
-        (steps, ring), state = self._seams, self.state
-        return Objects(
-            to_float(state["objects"][rows]), steps[rows] / (self.reach + 1), ring[rows].float(), box(state["masks"][rows])
-        )
+        own = Seam(*(part[rows] for part in self._seam))
+        return Objects.of(to_float(self.state["objects"][rows]), self.state["masks"][rows], own, self.reach)
 
     def _composed(self, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (n, c, h, w) of one block, and the rows (n, 2) that they were made of."""
@@ -155,7 +152,7 @@ class Compose(GenerativeModel):
         objects = self._objects(chosen).turned(turns)
         lent = _below(torch.tensor(len(state["lent"])), u[:, 3:])
         around = to_float(state["lent"][lent.flatten()]).view(n, m, *self.shape)
-        good = self.places.allowed(objects, torch.zeros(n, 2), config.spread * self.shape[1])[:, None].expand(-1, m, -1, -1)
+        good = self.places.allowed(objects, config.spread * self.shape[1])[:, None].expand(-1, m, -1, -1)
         if config.context:
             apart = self.places.disagreement(objects, around).masked_fill(~good, torch.inf)
             good = apart <= apart.amin((1, 2, 3), keepdim=True) * SLACK**2 + ROUNDING

@@ -185,6 +185,7 @@ def _drift_reason(reason: Mapping[str, Any]) -> str:
         "vanished": f"class {name} has vanished",
         "form": "images have another size or other channels",
         "gone": f"{count(int(value or 0), 'train image')} of those they were fitted on went, or changed name, label or side",
+        "regions": f"{count(int(value or 0), 'train image')} of those they were fitted on got another region",
         "drift": f"images of class {name} changed (adjusted p {number(value)})",
         "together": f"images of all classes together changed (adjusted p {number(value)})",
         "counts": f"class {name} grew by {percent(value)} %",

@@ -102,6 +102,17 @@ def test_a_mask_that_does_not_fit_is_set_aside_and_its_image_is_kept(mask: np.nd
     assert 0 < len(masks(made)) < N
 
 
+def test_a_link_out_of_the_folder_is_no_mask(tmp_path: Path) -> None:
+    for i in range(N):
+        write(Path(f"raw/masks/train/scratch/{i}.png"), spot(i))
+    write(Path("elsewhere.png"), spot(0))
+    link = Path("raw/masks/train/scratch/0.png")
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere.png")
+    reason = "its mask is set aside: a link out of the folder"
+    assert prepared().info["set_aside"] == [{"path": "train/scratch/0.png", "reason": reason}]
+
+
 def test_a_mask_goes_through_what_its_image_goes_through() -> None:
     """Brought to half the size, padded, turned by EXIF data; a hair of one pixel does not vanish."""
     for i in range(N):

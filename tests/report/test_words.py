@@ -17,6 +17,7 @@ from pipeline.report.numbers import Interval
         ({"why": "vanished", "class": "a"}, "class a has vanished"),
         ({"why": "form"}, "images have another size or other channels"),
         ({"why": "gone", "value": 1}, "1 train image of those they were fitted on went, or changed name, label or side"),
+        ({"why": "regions", "value": 2}, "2 train images of those they were fitted on got another region"),
         ({"why": "drift", "class": "a", "value": 0.0042}, "images of class a changed (adjusted p 0.0042)"),
         ({"why": "together", "value": 0.01}, "images of all classes together changed (adjusted p 0.01)"),
         ({"why": "counts", "class": "a", "value": 0.25}, "class a grew by 25.0 %"),

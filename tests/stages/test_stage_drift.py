@@ -19,6 +19,7 @@ import pytest
 from helpers.digits_project import ROOT, params
 from helpers.versions import DIGITS, first, noisy, version
 from pipeline.config import Drift, Params, parse
+from pipeline.core.images import encode_png
 from pipeline.core.manifest import SCHEMA, Manifest
 from pipeline.core.prepared import Prepared
 from pipeline.errors import ConfigError, DataError, LeakError
@@ -149,6 +150,19 @@ def test_a_stage_killed_at_any_rename_ends_the_same(name: str, tmp_path: Path, m
         monkeypatch.chdir(place)
         run(str(tmp_path / name))
         assert contents() == expected, place
+
+
+def test_masks_that_came_since_are_fitted_on() -> None:
+    versions()
+    run("a")
+    run("b")
+    mask = encode_png(np.full((1, 8, 8), 255, np.uint8))
+    table = Prepared(Path("b")).train().table
+    place = table.schema.get_field_index("region")
+    table = table.set_column(place, table.schema.field(place), pa.array([mask, *[None] * (len(table) - 1)], pa.binary()))
+    pq.write_table(table, "b/train.parquet")
+    found = run("b")
+    assert (found["decision"], found["reasons"]) == ("retrain", [{"why": "regions", "value": 1}]) and fitted_on() == "b"
 
 
 def test_a_row_that_stands_elsewhere_now_is_never_seen_by_a_generator_that_is_used() -> None:

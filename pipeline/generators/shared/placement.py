@@ -38,14 +38,9 @@ class Objects(NamedTuple):
     box: Tensor
 
     @classmethod
-    def of(cls, pixels: Tensor, masks: Tensor, reach: int) -> Self:
-        """`masks` are uint8 (n, 1, s, s), none of them empty; `reach` is in pixels."""
-        made = seam(masks, reach)
-        return cls(pixels, made.steps / (reach + 1), made.ring.float(), box(masks))
-
-    def take(self, rows: Tensor) -> Self:
-        """The objects at `rows`."""
-        return type(self)(*(part[rows] for part in self))
+    def of(cls, pixels: Tensor, masks: Tensor, seam: Seam, reach: int) -> Self:
+        """`masks` are uint8 (n, 1, s, s), none of them empty; their `seam` is that of `reach` pixels."""
+        return cls(pixels, seam.steps / (reach + 1), seam.ring.float(), _box(masks))
 
     def turned(self, turns: Tensor) -> Self:
         """Each object, with its image, turned by `turns` (n,) quarters; from 4 on mirrored first."""
@@ -56,7 +51,7 @@ class Objects(NamedTuple):
                 own = part[rows].flip(3) if k >= 4 else part[rows]
                 part[rows] = torch.rot90(own, k % 4, (2, 3))
         pixels, alpha, ring = parts
-        return type(self)(pixels, alpha, ring, box(alpha >= 1))
+        return type(self)(pixels, alpha, ring, _box(alpha >= 1))
 
     def shifted(self, by: Tensor) -> Self:
         """Each object, with its image, shifted by (n, 2) pixels down and right; nothing comes in from outside."""
@@ -106,16 +101,15 @@ class Places:
         at = torch.stack([index // self.period, index % self.period], 1)
         return torch.where(at > self.side - 1 - objects.box[:, 1::2], at - self.period, at)
 
-    def allowed(self, objects: Objects, near: Tensor, within: float) -> Tensor:
-        """bool (n, period, period): the box stays inside the image, a cut object at its border, and the shift within `within`
-        pixels of `near` (n, 2) in both directions."""
+    def allowed(self, objects: Objects, within: float) -> Tensor:
+        """bool (n, period, period): the box stays inside the image, a cut object at its border, and the shift is of `within`
+        pixels at most in both directions."""
         first, last = objects.box[:, 0::2, None], objects.box[:, 1::2, None]  # (n, 2, 1)
         end = self.side - 1
         grid = torch.arange(self.period)
         shift = torch.where(grid > end - last, grid - self.period, grid)  # (n, 2, period)
         cut = (first == 0) | (last == end)
-        close = (shift - near[:, :, None]).abs() <= within
-        good = (shift >= -first) & (shift <= end - last) & (~cut | (shift == 0)) & close
+        good = (shift >= -first) & (shift <= end - last) & (~cut | (shift == 0)) & (shift.abs() <= within)
         return torch.logical_and(good[:, 0, :, None], good[:, 1, None, :])
 
     def disagreement(self, objects: Objects, images: Tensor) -> Tensor:
@@ -137,7 +131,7 @@ class Places:
         return torch.clamp(total / (c * counted).clamp(min=1.0), min=0.0).masked_fill(~known, torch.inf)
 
 
-def box(masks: Tensor) -> Tensor:
+def _box(masks: Tensor) -> Tensor:
     """First and last row, first and last column (n, 4) of what is not 0 in masks (n, 1, s, s)."""
     there = masks[:, 0] > 0
     sides = [there.any(2).int(), there.any(1).int()]
