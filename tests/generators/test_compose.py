@@ -83,6 +83,14 @@ def test_an_object_moves_and_turns_as_far_as_settings_say() -> None:
         assert {(int(dot.any(1).sum()), int(dot.any(0).sum())) for dot in shown} == expected
 
 
+def test_where_an_object_lies_says_nothing_of_which_one_it_is() -> None:
+    images, sources = made(fitted(surroundings=1, context=False), 1, 60)
+    rows = torch.stack([grey(image[0]).any(1).int().argmax() for image in images])
+    for own in set(sources[:, 0].tolist()):
+        among = rows[sources[:, 0] == own]
+        assert int(among.min()) < SIDE // 8 and int(among.max()) > 3 * SIDE // 4
+
+
 def test_an_object_takes_the_light_of_its_surroundings() -> None:
     for harmony, expected in ((0.0, {6}), (1.0, {0, 6})):  # a dot on black is lighter than it, and so is one on white: white
         found = {int(grey(image).sum()) for image in made(fitted(harmony=harmony, context=False), 1, 100)[0]}

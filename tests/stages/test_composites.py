@@ -79,6 +79,11 @@ def test_composites_name_both_of_their_sources_and_are_no_copies_of_their_surrou
         out=Path("."),
         docs=Path("docs"),
     )
-    reasons = np.array(pq.read_table("images.parquet")["reason"].to_pylist(), dtype=object)
+    images = pq.read_table("images.parquet")
+    reasons = np.array(images["reason"].to_pylist(), dtype=object)
+    nearest = images["nearest"].to_pylist()
+    assert not any(
+        names[-1] == near for names, near in zip(pool.table["sources"].to_pylist(), nearest, strict=True) if names[1:]
+    )
     assert not outcome.failures and len(pool) == len(reasons)
     assert (reasons[~made] == "copy").all() and np.mean([reason in ("copy", "moved_copy") for reason in reasons[made]]) < 0.1

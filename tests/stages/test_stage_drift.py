@@ -152,17 +152,19 @@ def test_a_stage_killed_at_any_rename_ends_the_same(name: str, tmp_path: Path, m
         assert contents() == expected, place
 
 
-def test_masks_that_came_since_are_fitted_on() -> None:
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_masks_that_came_since_are_fitted_on(name: str) -> None:
+    """With images that are all known, and with a few that came as well."""
     versions()
     run("a")
-    run("b")
+    run(name)
     mask = encode_png(np.full((1, 8, 8), 255, np.uint8))
-    table = Prepared(Path("b")).train().table
+    table = Prepared(Path(name)).train().table
     place = table.schema.get_field_index("region")
     table = table.set_column(place, table.schema.field(place), pa.array([mask, *[None] * (len(table) - 1)], pa.binary()))
-    pq.write_table(table, "b/train.parquet")
-    found = run("b")
-    assert (found["decision"], found["reasons"]) == ("retrain", [{"why": "regions", "value": 1}]) and fitted_on() == "b"
+    pq.write_table(table, f"{name}/train.parquet")
+    found = run(name)
+    assert (found["decision"], found["reasons"]) == ("retrain", [{"why": "regions", "value": 1}]) and fitted_on() == name
 
 
 def test_a_row_that_stands_elsewhere_now_is_never_seen_by_a_generator_that_is_used() -> None:
